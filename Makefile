@@ -1,0 +1,111 @@
+# The front door. `make` alone lists what there is; every target that needs venv/ makes it first.
+# All paths are relative, so a checkout in a folder with spaces in its name works.
+
+PY := venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup-all setup install install-force init check-deps train generate info bench \
+	test quick-test test-slow test-gpu lint clean clean-checkpoints clean-all runtime dev
+
+##@ Start here
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo 'ARGS="..." passes flags on:  make train ARGS="--preset small --time 10m"'
+
+train: ARGS ?= --preset quick
+train: runtime ## Train a model (ARGS="--preset quick", under three minutes)
+	$(PY) train_cli.py $(ARGS)
+
+generate: runtime ## Write text with the newest model (ARGS="--prompt 'Once upon'")
+	$(PY) generate.py $(ARGS)
+
+info: ARGS ?= --preset quick
+info: runtime ## Configuration, parameters, memory, and what this machine offers
+	@$(PY) train_cli.py plan $(ARGS)
+
+##@ Set-up
+setup-all: ## Everything: setup, init, check-deps, quick-test
+	@sh setup.sh all
+
+setup: ## Make venv/ and install requirements.txt there
+	@sh setup.sh setup
+
+install: ## Install into the virtual environment that is active now
+	@sh setup.sh install
+
+install-force: ## Install into the current Python, whatever it is
+	@sh setup.sh install-force
+
+init: ## Make the folders checkpoints/ data/ logs/
+	@sh setup.sh init
+
+check-deps: ## Which packages are wanted, which are there
+	@sh setup.sh check-deps
+
+##@ Tests and measurements
+test: dev ## All the tests but the slow ones and the GPU's
+	$(PY) -m pytest $(ARGS)
+
+quick-test: dev ## Under a minute: is the model usable?
+	$(PY) -m pytest -q test_model.py $(ARGS)
+
+test-slow: dev ## The slow tests
+	$(PY) -m pytest -m slow $(ARGS)
+
+test-gpu: dev ## The tests that need a GPU
+	$(PY) -m pytest -m gpu $(ARGS)
+
+bench: runtime ## The benchmarks
+	$(PY) -m benchmarks.run_all $(ARGS)
+
+lint: dev ## Ruff over the whole house
+	$(PY) -m ruff check . $(ARGS)
+
+##@ Tidying up
+# find does not follow links, and rm takes a link away without touching what it points to.
+clean: ## Remove caches and build files
+	@find . \( -path ./.git -o -path ./venv -o -path ./data -o -path ./checkpoints -o -path ./logs \) \
+		-prune -o -type d \( -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache \
+		-o -name .hypothesis -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+	@rm -rf build dist .coverage
+	@echo "Caches are gone."
+
+clean-checkpoints: ## Delete the trained models (asks first; FORCE=1 does not)
+	@$(drop_checkpoints); [ -z "$$refused" ]
+
+clean-all: clean ## clean, and logs, token caches, venv/ (and, if you say so, checkpoints)
+	@for folder in logs data; do \
+		[ ! -h $$folder ] || echo "$$folder/ is a link: what it points to stays."; done
+	@[ -h logs ] || rm -rf logs
+	@[ -h data ] || rm -rf data/tokens-???????????????? data/tokens-????????????????.* data/digests.json
+	@rm -rf venv
+	@echo "Logs, token caches and venv/ are gone; your own files under data/ stay."
+	@$(drop_checkpoints)
+
+# Checkpoints are hours of work, so they go only after a yes.
+define drop_checkpoints
+refused=; \
+if [ -h checkpoints ]; then echo "checkpoints/ is a link: what it points to stays."; \
+elif [ -z "$$(ls -A checkpoints 2>/dev/null)" ]; then echo "No checkpoints to delete."; \
+else \
+	answer=n; \
+	if [ "$(FORCE)" = 1 ]; then answer=y; \
+	elif [ -t 0 ]; then \
+		du -sh checkpoints/* 2>/dev/null; printf "Delete these checkpoints? [y/N] "; read -r answer; \
+	else refused=yes; echo "No terminal to ask on. Deleting them: make $@ FORCE=1" >&2; fi; \
+	case "$$answer" in \
+		y | Y | yes) rm -rf checkpoints; mkdir checkpoints; echo "Checkpoints are gone." ;; \
+		*) echo "Checkpoints are kept." ;; \
+	esac; \
+fi
+endef
+
+# What the targets above wait for; silent and done in a blink when venv/ is complete.
+runtime:
+	@sh setup.sh runtime
+
+dev:
+	@sh setup.sh dev

@@ -1,0 +1,365 @@
+"""Every setting of the toolkit, once: the dataclasses below are the defaults, the `--help`, the flags and the docs.
+
+Read it from top to bottom and you know what can be turned. A field becomes the flag of the same name
+(`n_layer` is `--n_layer`, and `--n-layer` works too); a preset is a row of overrides in `PRESETS`.
+Standard library only: this is the ground floor, and `--help` should not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+ROOT = Path(__file__).resolve().parent  # default folders hang here; paths a user types hang on the working directory
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend. Front doors print it without a traceback.
+
+    The message says what was wrong, with the value, and which flag or command mends it.
+    """
+
+
+def setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with the words that `--help` and the docs show for it."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a GPT. Everything needed to build one, and nothing about how it is trained."""
+
+    architecture: str = setting(
+        "classic", "classic is GPT-2's block, modern is Qwen3's dense block", ("classic", "modern")
+    )
+    vocab_size: int = setting(50257, "number of tokens; 0 lets the tokenizer or the size of the corpus decide")
+    n_layer: int = setting(6, "blocks")
+    n_head: int = setting(6, "attention heads for the queries")
+    n_kv_head: int = setting(0, "heads for keys and values (modern only); 0 means as many as n_head")
+    n_embd: int = setting(384, "width of the residual stream")
+    head_dim: int = setting(0, "width of one head (modern only); 0 means n_embd / n_head")
+    n_inner: int = setting(
+        0, "hidden width of the MLP; 0 means 4 n_embd (classic), 8/3 n_embd to a multiple of 64 (modern)"
+    )
+    block_size: int = setting(512, "the context: how many tokens the model sees at once")
+    dropout: float = setting(0.0, "share of activations dropped in training, 0 to 1")
+    tied_head: bool = setting(True, "the output head shares the token embedding's matrix")
+    rope_theta: float = setting(10000.0, "base of the rotary positions (modern only)")
+    norm_eps: float = setting(0.0, "epsilon of the norms; 0 means 1e-5 (classic), 1e-6 (modern)")
+
+    def __post_init__(self) -> None:
+        """Fills what was left at 0, and refuses shapes that cannot be built.
+
+        Raises:
+            UserError: naming the field, its value and the mend.
+        """
+        for name in ("n_layer", "n_head", "n_embd", "block_size"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1: pass --{name} with a larger number."
+                )
+        if self.architecture not in ("classic", "modern"):
+            raise UserError(f"architecture is {self.architecture!r}; choose --architecture classic or modern.")
+        modern = self.architecture == "modern"
+        if not self.head_dim and self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd {self.n_embd} cannot be cut into n_head {self.n_head} equal heads: "
+                f"pass --n_embd {self.n_embd // self.n_head * self.n_head + self.n_head} or another --n_head."
+            )
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.norm_eps = self.norm_eps or (1e-6 if modern else 1e-5)
+        if not self.n_inner:
+            self.n_inner = -(-8 * self.n_embd // (3 * 64)) * 64 if modern else 4 * self.n_embd
+        if self.n_head % self.n_kv_head:
+            raise UserError(
+                f"n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}: choose --n_kv_head among its divisors."
+            )
+        if modern and self.head_dim % 2:
+            raise UserError(
+                f"head_dim is {self.head_dim}; rotary positions need it even: change --n_embd, --n_head or --head_dim."
+            )
+        if not modern and (self.n_kv_head != self.n_head or self.head_dim * self.n_head != self.n_embd):
+            raise UserError("n_kv_head and head_dim belong to --architecture modern; leave them at 0 for classic.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it is a share from 0 up to, but not including, 1.")
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained: data, optimizer, schedule, safety, logs."""
+
+    preset: str = setting("", "a row of settings to start from; see --list_presets")
+    # data
+    data: str = setting(
+        "auto",
+        "auto, stories, wikitext-2, wikitext-103, a .txt .jsonl .parquet file, a folder or glob of them, hf:OWNER/NAME[:CONFIG], or a folder of token shards",
+    )
+    dataset_name: str = setting("Salesforce/wikitext", "the Hub dataset that --data auto means")
+    dataset_config: str = setting("wikitext-2-raw-v1", "its configuration")
+    text_field: str = setting("text", "the field of .jsonl, .parquet and Hub rows that holds the text")
+    tokenizer: str = setting(
+        "gpt2", "gpt2 (tiktoken), bpe (trained on the corpus), char, byte", ("gpt2", "bpe", "char", "byte")
+    )
+    val_fraction: float = setting(
+        0.1, "share of the text kept for validation (at most 4 MiB), where the data has no split of its own"
+    )
+    n_stories: int = setting(100_000, "how many stories the embedded corpus has")
+    # steps and batches
+    batch_size: int = setting(16, "sequences per optimizer step, over all ranks and micro-steps")
+    micro_batch_size: int = setting(0, "sequences per forward and backward on one rank; 0 finds what fits")
+    max_iters: int = setting(10000, "optimizer steps")
+    time: str = setting("", "a budget such as 90s, 10m or 2h for the whole run; replaces max_iters")
+    # optimizer
+    optimizer: str = setting(
+        "adamw",
+        "adamw, muon (for the matrices of the blocks, AdamW for the rest), or auto: muon where it pays",
+        ("adamw", "muon", "auto"),
+    )
+    learning_rate: float = setting(3e-4, "AdamW's peak rate")
+    muon_learning_rate: float = setting(0.02, "Muon's peak rate")
+    schedule: str = setting(
+        "cosine", "shape of the rate after the warm-up; wsd is warm-up, stable, decay", ("cosine", "linear", "wsd")
+    )
+    warmup: float = setting(0.02, "share of the run in which the rate rises")
+    decay: float = setting(0.3, "share of the run in which wsd's rate falls")
+    final_rate: float = setting(0.1, "the rate at the end, as a share of the peak")
+    weight_decay: float = setting(0.1, "decay of matrices; never of biases and norms")
+    beta1: float = setting(0.9, "AdamW's memory of the gradient")
+    beta2: float = setting(0.95, "AdamW's memory of its square")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 is off")
+    ema: float = setting(
+        0.0, "exponential moving average of the weights, such as 0.999; evaluated and saved in their place; 0 is off"
+    )
+    # evaluation and saving
+    eval_interval: int = setting(
+        500, "steps between evaluations; each saves last.pt, and best_model.pt if it is the best"
+    )
+    eval_tokens: int = setting(
+        0, "validation tokens scored during the run, evenly spaced; 0 is all; the final evaluation scores all"
+    )
+    patience: int = setting(0, "stop after this many evaluations without a new best; 0 is off")
+    save_interval: int = setting(0, "steps between numbered checkpoints step_N.pt; 0 is none")
+    keep: int = setting(3, "how many numbered checkpoints stay")
+    sample_tokens: int = setting(100, "tokens of the sample written at each evaluation; 0 is none")
+    # the machine
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting(
+        "auto",
+        "arithmetic of the forward and backward; auto probes the machine",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    compile: str = setting(
+        "auto", "torch.compile: auto uses it where it pays back within the run", ("auto", "on", "off")
+    )
+    checkpoint_activations: bool = setting(
+        False, "recompute the blocks' activations in the backward: less memory, a third more arithmetic"
+    )
+    threads: int = setting(0, "CPU threads; 0 is one per core")
+    seed: int = setting(1337, "everything random follows from it")
+    # files
+    out_dir: str = setting("checkpoints", "folder of the runs")
+    log_dir: str = setting("logs", "folder of the logs")
+    run: str = setting("", "name of the run; by default preset and date")
+    resume: bool = setting(False, "go on from last.pt of --run, or of the newest run")
+    verify_resume: bool = setting(
+        False, "replay the run's last interval from the checkpoint before, and compare every bit"
+    )
+    init_from: str = setting(
+        "", "start from the weights and the tokenizer of this checkpoint, or of a transformers folder"
+    )
+    progress: bool = setting(True, "show the progress bar")
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run.
+
+        Raises:
+            UserError: naming the field, its value and the mend.
+        """
+        for name, least in {
+            "batch_size": 1,
+            "max_iters": 1,
+            "eval_interval": 1,
+            "keep": 1,
+            "micro_batch_size": 0,
+            "n_stories": 20,
+        }.items():
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it must be at least {least}: pass --{name} {least} or more."
+                )
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it must be a positive number, such as --{name} {getattr(TrainConfig, name)}."
+                )
+        for name in ("val_fraction", "warmup", "decay", "final_rate", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}: choose one of its divisors."
+            )
+        if self.run and (not re.fullmatch(r"[\w][\w.@+-]*", self.run)):
+            raise UserError(
+                f"run is {self.run!r}; a run's name is letters, digits and . _ - + @, such as --run first-try."
+            )
+        if self.time:
+            seconds(self.time)
+
+
+@dataclass
+class GenerateConfig:
+    """How text is sampled from a checkpoint."""
+
+    checkpoint: str = setting("checkpoints/best_model.pt", "the checkpoint to load, or a run's folder")
+    prompt: str = setting("", "the text to go on from")
+    prompt_file: str = setting("", "read the prompt from this file; - is standard input")
+    max_new_tokens: int = setting(200, "tokens to write at most")
+    temperature: float = setting(0.8, "below 1 is safer, above 1 wilder, 0 always takes the likeliest token")
+    top_k: int = setting(0, "sample among the k likeliest tokens; 0 is all")
+    top_p: float = setting(1.0, "sample among the likeliest tokens that hold this much probability together")
+    min_p: float = setting(0.0, "drop tokens less likely than this share of the likeliest")
+    repetition_penalty: float = setting(1.0, "above 1 makes tokens that were already used less likely")
+    stop: tuple[str, ...] = setting((), "end before this text; may be given several times")
+    seed: int = setting(1337, "the same seed gives the same text")
+    num_samples: int = setting(1, "how many texts to write")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting("float32", "arithmetic of the model", ("float32", "bfloat16", "float16"))
+
+    def __post_init__(self) -> None:
+        """Refuses settings that no sampler can follow.
+
+        Raises:
+            UserError: naming the field, its value and its range.
+        """
+        ranges = {
+            "max_new_tokens": (0, 10**9),
+            "temperature": (0, 100),
+            "top_k": (0, 10**9),
+            "top_p": (0, 1),
+            "min_p": (0, 1),
+            "repetition_penalty": (0.01, 100),
+            "num_samples": (1, 10**6),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name} is {value}; it must lie between {low} and {high}: change --{name}.")
+
+
+def seconds(text: str) -> float:
+    """The length of a budget such as `90s`, `10m`, `1.5h`, or a plain number of seconds.
+
+    Raises:
+        UserError: if the text is no such length.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise UserError(f"time is {text!r}; write it as --time 90s, --time 10m or --time 2h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+SIZES = {  # what the classic and the modern preset of a size share
+    "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 512, "batch_size": 16},
+    "medium": {
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "block_size": 1024,
+        "batch_size": 480,
+        "max_iters": 20000,
+        "learning_rate": 6e-4,
+    },
+    "large": {
+        "n_layer": 24,
+        "n_head": 16,
+        "n_embd": 1024,
+        "block_size": 1024,
+        "batch_size": 512,
+        "max_iters": 40000,
+        "learning_rate": 3e-4,
+    },
+}
+MODERN = {"architecture": "modern", "optimizer": "auto", "schedule": "wsd"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256,
+        "data": "stories", "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 30000, "batch_size": 8, "time": "150s",
+        "optimizer": "auto", "learning_rate": 5e-3, "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.01,
+    },
+    "small": SIZES["small"],
+    "medium": SIZES["medium"],
+    "large": SIZES["large"],
+    "shakespeare": {
+        "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64,
+        "tokenizer": "char", "batch_size": 12, "max_iters": 2000, "eval_interval": 500,
+        "optimizer": "muon", "learning_rate": 5e-3, "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.0,
+    },
+    **{f"{name}-modern": {**size, **MODERN} for name, size in SIZES.items()},
+}  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
+    """Adds a flag for each field of some dataclasses; one that is not given leaves no trace in the result."""
+    for config in configs:
+        group = parser.add_argument_group(re.sub(r"(?<!^)(?=[A-Z])", " ", config.__name__).lower())
+        types = get_type_hints(config)
+        for item in dataclasses.fields(config):
+            names = list(dict.fromkeys((f"--{item.name}", f"--{item.name.replace('_', '-')}")))
+            shown = ", ".join(item.default) if isinstance(item.default, tuple) else item.default
+            text = item.metadata["help"] + (f" [{shown}]" if shown not in ("", None) else "")
+            kind = types[item.name]
+            how: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+            if kind is bool:
+                how["action"] = argparse.BooleanOptionalAction
+            elif kind == tuple[str, ...]:
+                how |= {"action": "append", "metavar": "TEXT"}
+            else:
+                how |= {"type": kind, "metavar": item.name.upper() if kind is str else kind.__name__.upper()}
+                if item.metadata["choices"]:
+                    how |= {"choices": item.metadata["choices"], "metavar": None}
+            group.add_argument(*names, **how)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors offer the flag that was probably meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> None:
+        flags = [name for action in self._actions for name in action.option_strings]
+        for word in re.findall(r"(?<=unrecognized arguments: )--?[\w-]+", message):
+            near = difflib.get_close_matches(word, flags, 1, 0.6)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags."
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags over the preset they name: the values that differ from the defaults.
+
+    Raises:
+        UserError: for a preset that does not exist.
+    """
+    name = given.get("preset", "")
+    if name and name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1, 0.5)
+        raise UserError(
+            f"there is no preset {name!r}{f'; did you mean {near[0]}?' if near else ''} --list_presets shows them: {', '.join(PRESETS)}."
+        )
+    return {**PRESETS.get(name, {}), **given}
+
+
+def take(config: type, values: dict[str, Any]) -> Any:
+    """A dataclass from those of the values that are its fields."""
+    names = {item.name for item in dataclasses.fields(config)}
+    return config(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names}
+    )

@@ -1,0 +1,392 @@
+"""The GPT. Read this file first: everything else feeds it, trains it, or asks it for text.
+
+Two architectures share the class. `classic` is GPT-2's block: learned positions, LayerNorm, GELU, biases.
+`modern` is Qwen3's dense block: rotary positions, RMSNorm, SwiGLU, normalised queries and keys, and several
+query heads for each key head. Both keep the weights in a form that transformers can load (`training/export.py`).
+
+Shapes: B sequences, T tokens, S tokens seen so far (S = T without a cache), C = n_embd, H heads of D = head_dim,
+V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from config import ModelConfig
+
+IGNORE = -100  # a target that is not scored
+PAD_TO = 64  # the vocabulary's rows are padded to a multiple of this: matrix units like round sizes
+
+
+class KVCache:
+    """The keys and values of what was read so far, so that the next token costs one token's work.
+
+    `k` and `v` hold (n_layer, B, n_kv_head, max_len, D); `length` counts the tokens in it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_len: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        shape = (config.n_layer, batch, config.n_kv_head, max_len or config.block_size, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes one layer's new keys and values (B, H, T, D), returns all of that layer's so far (B, H, S, D)."""
+        end = self.length + k.size(2)
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+class Linear(nn.Linear):
+    """A matrix that may be several side by side: `parts` are the rows of each, which Muon treats one by one."""
+
+    def __init__(self, n_in: int, *parts: int, bias: bool):
+        super().__init__(n_in, sum(parts), bias=bias)
+        self.weight.parts = parts
+
+
+class RMSNorm(nn.RMSNorm):
+    """Scales each vector to length sqrt(C) (Zhang & Sennrich 2019), in the dtype it comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Every token looks back at the tokens before it (Vaswani et al. 2017, section 3.2; heads in groups: Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.dropout = layer, config.dropout
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        classic = config.architecture == "classic"
+        rows = (self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.n_kv_head * self.head_dim)
+        self.qkv = Linear(config.n_embd, *rows, bias=classic)
+        self.proj = Linear(self.n_head * self.head_dim, config.n_embd, bias=classic)
+        if not classic:
+            self.q_norm = RMSNorm(self.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        B, T, _ = x.shape
+        n_qk = self.n_head + self.n_kv_head
+        heads = self.qkv(x).view(B, T, n_qk + self.n_kv_head, self.head_dim)  # (B, T, Hq + Hk + Hv, D)
+        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
+        if rotary is not None:
+            q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k.to(cache.k.dtype), v.to(cache.v.dtype))  # (B, Hk, S, D)
+            q = q.to(cache.k.dtype)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )  # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """GPT-2's: widen, GELU, narrow."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up = Linear(config.n_embd, config.n_inner, bias=True)
+        self.down = Linear(config.n_inner, config.n_embd, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """Qwen3's: one half of the hidden layer gates the other (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_up = Linear(config.n_embd, config.n_inner, config.n_inner, bias=False)
+        self.down = Linear(config.n_inner, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each added onto the residual stream after a norm (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        norm, mlp = (nn.LayerNorm, MLP) if config.architecture == "classic" else (RMSNorm, SwiGLU)
+        self.norm1 = norm(config.n_embd, eps=config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.norm2 = norm(config.n_embd, eps=config.norm_eps)
+        self.mlp = mlp(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), rotary, mask, cache))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer over token ids.
+
+    `model(idx)` gives logits, `model(idx, targets)` the mean loss in nats per token, which is all a train loop needs.
+    """
+
+    kind = "gpt"  # what a checkpoint calls it; see `build`
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        rows = -(-config.vocab_size // PAD_TO) * PAD_TO
+        self.wte = nn.Embedding(rows, config.n_embd)
+        self.head = self.wte if config.tied_head else nn.Linear(config.n_embd, rows, bias=False)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.architecture == "classic" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = (nn.LayerNorm if self.wpe else RMSNorm)(config.n_embd, eps=config.norm_eps)
+        self.checkpoint_activations = False
+        self.trunk = self.run_blocks  # what `torch.compile` replaces, for training
+        if self.wpe is None:
+            cos, sin = rotary_table(config)
+            self.register_buffer("cos", cos, persistent=False)  # (block_size, 1, D / 2)
+            self.register_buffer("sin", sin, persistent=False)
+        self.register_state_dict_post_hook(trim_vocabulary)
+        self.register_load_state_dict_pre_hook(pad_vocabulary)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """GPT-2's normal(0, 0.02). What writes to the residual stream starts small (classic) or at zero (modern),
+        so that at first every block is the identity and the loss is near ln V."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for last in (block.attn.proj, block.mlp.down):
+                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if self.wpe else 0.0)
+        with torch.no_grad():
+            for matrix in {self.wte, self.head}:
+                matrix.weight[self.config.vocab_size :] = 0
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """Token ids in, logits or a loss out.
+
+        Args:
+            idx: (B, T) ids. With a cache they follow what is in it.
+            targets: (B, T) the ids to predict, `IGNORE` where there is nothing to score.
+            cache: keys and values of the tokens before; it is extended in place.
+            reduction: `mean` over the scored tokens, or `none` for the loss of each, (B, T).
+
+        Returns:
+            logits (B, T, V) without targets, else the loss in nats.
+
+        Raises:
+            ValueError: when the context is longer than block_size.
+        """
+        x = self.hidden(idx, cache)  # (B, T, C)
+        V = self.config.vocab_size
+        if targets is None:
+            return self.logits(x)
+        if reduction == "none":
+            with torch.no_grad():
+                return token_losses(x.flatten(0, 1), self.head.weight[:V], targets.flatten()).view_as(targets)
+        return HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), V)
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the last norm, (B, T, C)."""
+        start = cache.length if cache else 0
+        if start + idx.size(1) > self.config.block_size:
+            raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
+        run = self.trunk if self.training else self.run_blocks
+        x = run(self.wte(idx), start, cache)
+        if cache is not None:
+            cache.length += idx.size(1)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head alone: (..., C) to (..., V)."""
+        return F.linear(x, self.head.weight[: self.config.vocab_size].to(x.dtype))
+
+    def run_blocks(self, x: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+        """Positions, the blocks, the last norm: (B, T, C) to (B, T, C)."""
+        T = x.size(1)
+        if self.wpe is not None:
+            x, rotary = x + self.wpe.weight[start : start + T], None
+        else:
+            rotary = self.cos[start : start + T], self.sin[start : start + T]
+        x = self.drop(x)
+        mask = causal_mask(start, T, x.device) if start and T > 1 else None
+        for block in self.blocks:
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, rotary, mask, cache)
+        return self.norm(x)
+
+    def parameter_count(self, embeddings: bool = True) -> int:
+        """Trainable numbers, without the padding of the vocabulary; without `embeddings`, those in the blocks and norms."""
+        total = sum(weight.numel() for weight in self.state_dict().values())
+        if self.config.tied_head:
+            total -= self.config.vocab_size * self.config.n_embd  # the state dict names that matrix twice
+        if embeddings:
+            return total
+        positions = 0 if self.wpe is None else self.wpe.weight.numel()
+        return total - positions - self.config.vocab_size * self.config.n_embd * (1 if self.config.tied_head else 2)
+
+
+def flops_per_token(config: ModelConfig, training: bool = True) -> float:
+    """Arithmetic of one token in multiply-adds times two: 6 N + 12 L C T for training (PaLM, appendix B), a third of that to infer.
+
+    N counts the matrices that multiply: the blocks and the head, not the look-up tables. Causal attention does half of
+    the 12 L C T, but peers count it whole, so that MFU compares.
+    """
+    kv = config.n_kv_head * config.head_dim
+    q = config.n_head * config.head_dim
+    mlp = (2 if config.architecture == "classic" else 3) * config.n_embd * config.n_inner
+    matrices = config.n_layer * (config.n_embd * (2 * q + 2 * kv) + mlp) + config.n_embd * config.vocab_size
+    return (3 if training else 1) * (2 * matrices + 4 * config.n_layer * q * config.block_size)
+
+
+def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles (Su et al. 2021, arXiv:2104.09864), each (block_size, 1, D / 2)."""
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), frequencies)[:, None]  # (T, 1, D / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (x[i], x[i + D/2]) by its position's angle: (B, T, H, D) to (B, T, H, D)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def causal_mask(start: int, T: int, device: torch.device) -> Tensor:
+    """True where token start + t may look at token s: (T, start + T)."""
+    return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)
+
+
+class HeadLoss(torch.autograd.Function):
+    """Mean cross-entropy of `x @ head.T`, some rows at a time, so that the (N, V) logits never stand in memory whole.
+
+    The gradients are made during the forward pass, while a chunk's logits are at hand: nothing is stored for the backward
+    but the two gradients, and the head is multiplied three times instead of four. What Liger's fused loss does on a GPU
+    (arXiv:2410.10989, section 3.2), in plain torch.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+        """x (N, C), head (padded V, C), targets (N): a scalar, the mean over the targets that are not IGNORE."""
+        weight = head[:vocab_size].to(x.dtype)
+        scored = (targets != IGNORE).sum().clamp(min=1)
+        total = torch.zeros((), device=x.device)
+        needs_x, needs_head = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if needs_x else None
+        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=x.device) if needs_head else None
+        for rows in chunks(len(x), vocab_size, x.device):
+            logits = (x[rows] @ weight.T).float()  # (n, V)
+            target = targets[rows]
+            seen = target != IGNORE
+            index = target.clamp(min=0)[:, None]
+            log_sum = logits.logsumexp(-1)
+            total += ((log_sum - logits.gather(1, index)[:, 0]) * seen).sum()
+            if not (needs_x or needs_head):
+                continue
+            grad = logits.sub_(log_sum[:, None]).exp_()  # the softmax, in place
+            grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+            grad *= (seen / scored)[:, None]  # (n, V): d mean loss / d logits
+            grad = grad.to(x.dtype)
+            if needs_x:
+                torch.mm(grad, weight, out=grad_x[rows])
+            if needs_head and x.dtype == torch.float32:
+                grad_head[:vocab_size].addmm_(grad.T, x[rows])
+            elif needs_head:
+                grad_head[:vocab_size] += grad.T @ x[rows]
+        ctx.save_for_backward(grad_x, grad_head)
+        return total / scored
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):
+        grad_x, grad_head = ctx.saved_tensors
+        return (
+            None if grad_x is None else grad_x.mul_(grad_loss),
+            None if grad_head is None else grad_head.mul_(grad_loss),
+            None,
+            None,
+        )
+
+
+def token_losses(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row: x (N, C), head (V, C), targets (N) to (N), in nats; 0 where the target is IGNORE."""
+    losses = [
+        F.cross_entropy(
+            F.linear(x[rows], head.to(x.dtype)).float(), targets[rows], ignore_index=IGNORE, reduction="none"
+        )
+        for rows in chunks(len(x), len(head), x.device)
+    ]
+    return torch.cat(losses)
+
+
+def chunks(n: int, vocab_size: int, device: torch.device) -> list[slice]:
+    """Cuts n rows so that one piece of logits stays in the processor's cache (32 MiB), or at 256 MiB on a GPU."""
+    rows = max(64, (2**23 if device.type == "cpu" else 2**26) // vocab_size)
+    return [slice(start, start + rows) for start in range(0, n, rows)]
+
+
+def trim_vocabulary(model: GPT, state: dict, prefix: str, _metadata: dict) -> None:
+    """Leaves the padding rows of the vocabulary out of a state dict: they are ours, not the file's."""
+    for name in ("wte.weight", "head.weight"):
+        if prefix + name in state:
+            state[prefix + name] = state[prefix + name][: model.config.vocab_size]
+
+
+def pad_vocabulary(model: GPT, state: dict, prefix: str, *_unused) -> None:
+    """Gives the padding rows back before a state dict is loaded."""
+    for name in ("wte.weight", "head.weight"):
+        if prefix + name in state:
+            rows = model.wte.weight.size(0) - state[prefix + name].size(0)
+            state[prefix + name] = F.pad(state[prefix + name], (0, 0, 0, rows))
+
+
+MODELS = {GPT.kind: (GPT, ModelConfig)}  # a checkpoint names its kind of model; other packages may enter theirs
+
+
+def describe(model: GPT) -> dict:
+    """What `build` needs to make this model again: plain values only."""
+    return {"kind": model.kind, **asdict(model.config)}
+
+
+def build(description: dict) -> nn.Module:
+    """The model that `describe` described, with fresh weights."""
+    model, config = MODELS[description["kind"]]
+    return model(config(**{name: value for name, value in description.items() if name != "kind"}))

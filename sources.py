@@ -1,0 +1,433 @@
+"""Where text comes from: the embedded stories, files of several kinds, the Hugging Face Hub. Knows nothing of tokens.
+
+`find_source` turns what `--data` says into a `Source`, whose documents are read one piece at a time, so that a corpus may be
+larger than memory. Rows that cannot be used are skipped and counted with the place of the first one.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlparse
+
+from config import ROOT, TrainConfig, UserError
+
+Piece = tuple[str, bool]  # some text, and whether its document ends here
+PIECE = 2**20  # characters of a long text file read at a time
+
+TEXT = {".txt", ".md", ".tokens", ".raw"}
+KINDS = {*TEXT, ".jsonl", ".parquet"}
+WIKITEXT = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
+
+
+@dataclass
+class Skipped:
+    """What was left out, by reason: how often, and where first."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.first.setdefault(reason, where)
+
+    def lines(self) -> list[str]:
+        return [f"skipped {n} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()]
+
+
+@dataclass
+class Source:
+    """A corpus of text.
+
+    Attributes:
+        name: what it is called in logs.
+        key: changes when the content does; shards are kept under it.
+        n_bytes: about how much text there is, 0 when unknown.
+        train: reads the documents, from the start at each call.
+        val: reads those of the corpus's own validation split, where it has one.
+        entropy: the true entropy of the validation text in bits per byte, where it is known.
+        skipped: what the last reading left out.
+        why: a sentence for the person, where a choice was made for them.
+    """
+
+    name: str
+    key: str
+    n_bytes: int
+    train: Callable[[], Iterator[Piece]]
+    val: Callable[[], Iterator[Piece]] | None = None
+    entropy: Callable[[], float] | None = None
+    skipped: Skipped = field(default_factory=Skipped)
+    why: str = ""
+
+
+def find_source(config: TrainConfig) -> Source:
+    """The corpus that `config.data` names.
+
+    Raises:
+        UserError: when there is no such thing, naming what was looked for and what else can be passed.
+    """
+    data = config.data
+    if data == "auto":
+        return automatic(config)
+    if data == "stories":
+        return stories_source(config.n_stories)
+    if data in WIKITEXT:
+        return local_copy(data, config.text_field) or hub_source(
+            config.dataset_name if "/" in config.dataset_name else "Salesforce/wikitext",
+            WIKITEXT[data],
+            config.text_field,
+        )
+    if data.startswith("hf:"):
+        name, _, configuration = data[3:].partition(":")
+        return hub_source(name, configuration, config.text_field)
+    return files_source(data, config.text_field)
+
+
+def automatic(config: TrainConfig) -> Source:
+    """The Hub dataset of the configuration (WikiText-2) where it is on disk or can be downloaded, the stories otherwise."""
+    name = next((short for short, long in WIKITEXT.items() if long == config.dataset_config), "")
+    source = local_copy(name, config.text_field) if name else None
+    if source:
+        source.why = f"data auto: {name} from {ROOT / 'data' / name}"
+        return source
+    try:
+        source = hub_source(config.dataset_name, config.dataset_config, config.text_field)
+        source.why = f"data auto: {source.name} through datasets"
+        return source
+    except UserError as error:
+        source = stories_source(config.n_stories)
+        source.why = f"data auto: the embedded stories, because {str(error).splitlines()[0]}"
+        return source
+
+
+# ---- the embedded corpus
+
+
+def stories_source(count: int) -> Source:
+    """The generated stories: `count` to train on, a twentieth of that (at most 2,000) from another seed to validate."""
+    from corpora import stories
+
+    n_val = min(2000, max(10, count // 20))
+    code = b"".join(path.read_bytes() for path in sorted(Path(stories.__file__).parent.glob("stor*.py")))
+
+    def read(n: int, seed: int) -> Iterator[Piece]:
+        return ((story.text, True) for story in stories.stories(n, seed=seed))
+
+    def entropy() -> float:
+        told = list(stories.stories(n_val, seed=1))
+        return sum(story.bits for story in told) / sum(len(story.text.encode()) for story in told)
+
+    return Source(
+        name="stories",
+        key=f"stories-{count}-{hashlib.sha256(code).hexdigest()[:12]}",
+        n_bytes=450 * count,
+        train=lambda: read(count, seed=0),
+        val=lambda: read(n_val, seed=1),
+        entropy=entropy,
+    )
+
+
+# ---- files
+
+
+def files_source(data: str, text_field: str) -> Source:
+    """A file, a folder or a glob. Files named train* and valid* are taken as the corpus's own split.
+
+    Raises:
+        UserError: when nothing readable is there.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file())
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not files:
+        raise UserError(
+            f"no text found at {data!r}: give --data a file ({' '.join(sorted(KINDS))}), a folder or a glob of such files, "
+            "stories, wikitext-2, or hf:OWNER/NAME."
+        )
+    for file in files:
+        if file.suffix.lower() not in KINDS:
+            raise UserError(
+                f"{file} has the ending {file.suffix!r}; --data reads {' '.join(sorted(KINDS))}. Rename it to .txt if it is plain text."
+            )
+    sizes = {file: file.stat().st_size for file in files}
+    if not any(sizes.values()):
+        raise UserError(f"{files[0]} is empty (0 bytes): point --data at a file with text in it.")
+    splits = {file: split_of(file) for file in files}
+    own = {"train", "val"} <= set(splits.values())
+    train = [file for file in files if splits[file] == "train"] if own else files
+    val = [file for file in files if splits[file] == "val"] if own else []
+    skipped = Skipped()
+    source = Source(
+        name=str(data),
+        key=hashlib.sha256(repr([(file.name, digest(file)) for file in files] + [text_field]).encode()).hexdigest(),
+        n_bytes=sum(sizes[file] for file in train),
+        train=lambda: read_files(train, text_field, skipped),
+        skipped=skipped,
+    )
+    if val:
+        source.val = lambda: read_files(val, text_field, skipped)
+    return source
+
+
+def local_copy(name: str, text_field: str) -> Source | None:
+    """A dataset kept as a folder of its own files under `data/`."""
+    folder = ROOT / "data" / name
+    if not folder.is_dir() or not any(p.suffix.lower() in KINDS for p in folder.rglob("*")):
+        return None
+    return files_source(str(folder), text_field)
+
+
+def split_of(file: Path) -> str:
+    """Which split a file's name says it is: train, val, test, or nothing."""
+    stem = file.name.lower().removeprefix("wiki.")
+    return next(
+        (split for word, split in {"train": "train", "val": "val", "test": "test"}.items() if stem.startswith(word)), ""
+    )
+
+
+def read_files(files: list[Path], text_field: str, skipped: Skipped) -> Iterator[Piece]:
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix == ".jsonl":
+            rows = read_jsonl(file, text_field, skipped)
+        elif suffix == ".parquet":
+            rows = read_parquet(file, text_field)
+        elif file.name.startswith("wiki."):
+            rows = ((line, f"{file}") for line in articles(line for line, _ in read_text(file, skipped)))
+        else:
+            yield from read_text(file, skipped)
+            continue
+        yield from clean(rows, skipped)
+
+
+def read_text(file: Path, skipped: Skipped) -> Iterator[Piece]:
+    """A text file is one document, read in pieces that end at a line's end where there is one.
+
+    Raises:
+        UserError: when it is no UTF-8 text at all, naming the first line that is not.
+    """
+    number, bad, first_bad, held = 0, 0, 0, []
+    size, any_text = 0, False
+    with open(file, "rb") as lines:
+        while raw := lines.readline(4 * PIECE):
+            number += 1
+            if number == 1:
+                if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise UserError(f"{file} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8 {file.name}.")
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            while not raw.endswith(b"\n") and raw[-1] >= 0x80 and (more := lines.read(1)):
+                raw += more  # a piece of a long line must not cut a character
+            try:
+                line = raw.decode()
+            except UnicodeDecodeError:
+                line = raw.decode(errors="replace")
+                bad, first_bad = bad + 1, first_bad or number
+                skipped.add("line's bytes that are no UTF-8, replaced by U+FFFD", f"{file} line {number}")
+                if bad > max(20, number // 50):
+                    raise UserError(
+                        f"{file} is not UTF-8 text: line {first_bad} and {bad - 1} more of the first {number} are not. "
+                        f"Convert it, with iconv -f LATIN1 -t UTF-8 {file.name} for example."
+                    ) from None
+            held.append(line)
+            size += len(line)
+            if size >= PIECE:
+                yield "".join(held), False
+                held, size, any_text = [], 0, True
+    if held or any_text:
+        yield "".join(held), True
+    else:
+        skipped.add("empty file", str(file))
+
+
+def read_jsonl(file: Path, text_field: str, skipped: Skipped) -> Iterator[tuple[object, str]]:
+    """One JSON object a line.
+
+    Raises:
+        UserError: when no row has such a field, naming the fields they have.
+    """
+    found, fields = False, []
+    with open(file, "rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            where = f"{file} line {number}"
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw)
+            except (ValueError, RecursionError):  # bad UTF-8 is a ValueError too
+                skipped.add("row that is no JSON", where)
+                continue
+            if not isinstance(row, dict):
+                skipped.add("row that is no JSON object", where)
+            elif text_field in row:
+                found = True
+                yield row[text_field], where
+            else:
+                fields = fields or list(row)
+                skipped.add(f"row without the field {text_field!r}", where)
+    if not found and fields:
+        raise missing_field(text_field, str(file), fields)
+
+
+def read_parquet(file: Path, text_field: str) -> Iterator[tuple[object, str]]:
+    """The rows of one column.
+
+    Raises:
+        UserError: for a file that is no parquet, or has no such column.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        if text_field not in table.schema_arrow.names:
+            raise missing_field(text_field, str(file), table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                yield value, f"{file} row {number}"
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be read as parquet ({error}): copy it again.") from error
+
+
+def missing_field(text_field: str, where: str, fields: list[str]) -> UserError:
+    names = ", ".join(map(repr, fields)) or "none"
+    return UserError(f"{where} has no field {text_field!r}; its fields are {names}: choose one with --text_field.")
+
+
+def clean(rows: Iterator[tuple[object, str]], skipped: Skipped) -> Iterator[Piece]:
+    """The rows that are text, each a document; the others are counted."""
+    for value, where in rows:
+        if value is None:
+            skipped.add("null row", where)
+        elif not isinstance(value, str):
+            skipped.add(f"row of type {type(value).__name__}, not text", where)
+        elif not value.strip():
+            skipped.add("empty row", where)
+        else:
+            yield value, True
+
+
+def articles(lines: Iterator[str]) -> Iterator[str]:
+    """Joins WikiText's lines to its articles, which begin at ` = Title = `."""
+    held: list[str] = []
+    for text in lines:
+        for line in text.splitlines(keepends=True):
+            title = line.startswith(" = ") and not line.startswith(" = = ") and line.rstrip().endswith(" =")
+            if title and any(part.strip() for part in held):
+                yield "".join(held)
+                held = []
+            held.append(line)
+    if any(part.strip() for part in held):
+        yield "".join(held)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content, remembered by its path, size and time."""
+    stat = file.stat()
+    mark = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    known_file = ROOT / "data" / "digests.json"
+    try:
+        known = json.loads(known_file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if mark not in known:
+        try:
+            with open(file, "rb") as content:
+                known[mark] = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions.") from error
+        known_file.parent.mkdir(exist_ok=True)
+        fresh = known_file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(known))
+        os.replace(fresh, known_file)
+    return known[mark]
+
+
+# ---- the Hub
+
+
+def hub_source(name: str, configuration: str, text_field: str) -> Source:
+    """A dataset of the Hugging Face Hub, streamed; honours HF_ENDPOINT, HF_HUB_OFFLINE and the local cache.
+
+    Raises:
+        UserError: when the hub cannot be reached, or has no such dataset.
+    """
+    if not name:
+        raise UserError("--data hf: names no dataset: write hf:OWNER/NAME or hf:OWNER/NAME:CONFIG.")
+    offline = (
+        os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        or os.environ.get("HF_DATASETS_OFFLINE", "") == "1"
+    )
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    online = not offline and answers(endpoint)
+    if not online and not cached(name):
+        state = "HF_HUB_OFFLINE is set" if offline else f"{endpoint} does not answer"
+        raise UserError(
+            f"{name} is not on this machine and {state}.\nPut the dataset's own files (parquet, txt) into a folder and pass --data FOLDER "
+            "(data/wikitext-2 is found by itself), point HF_ENDPOINT at a mirror, or pass --data stories."
+        )
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, configuration or None, streaming=online)
+    except Exception as error:  # the library raises a dozen kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the dataset {name}{':' + configuration if configuration else ''} could not be loaded: {reason}\nCheck the name with --data hf:OWNER/NAME[:CONFIG]."
+        ) from error
+    if "train" not in loaded:
+        raise UserError(f"{name} has no split 'train', only {', '.join(loaded)}: choose another dataset with --data.")
+    fields = loaded["train"].features
+    if fields is not None and text_field not in fields:
+        raise missing_field(text_field, name, list(fields))
+    skipped = Skipped()
+
+    def read(split: str) -> Iterator[Piece]:
+        rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in enumerate(loaded[split], 1))
+        if "wikitext" in name:
+            return ((text, True) for text in articles(value for value, _ in rows))
+        return clean(rows, skipped)
+
+    size = getattr(loaded["train"].info, "dataset_size", 0) or 0
+    return Source(
+        name=f"{name}:{configuration}" if configuration else name,
+        key=f"hf:{name}:{configuration}:{text_field}:{size}",
+        n_bytes=size,
+        train=lambda: read("train"),
+        val=(lambda: read("validation")) if "validation" in loaded else None,
+        skipped=skipped,
+    )
+
+
+def cached(name: str) -> bool:
+    """Whether `datasets` or the hub's cache has something of this dataset."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    datasets_cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    hub_cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return (datasets_cache / name.replace("/", "___")).exists() or (
+        hub_cache / f"datasets--{name.replace('/', '--')}"
+    ).exists()
+
+
+def answers(url: str, seconds: float = 2.0) -> bool:
+    """Whether a server takes a connection within two seconds."""
+    parts = urlparse(url)
+    try:
+        with socket.create_connection(
+            (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=seconds
+        ):
+            return True
+    except OSError:
+        return False

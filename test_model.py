@@ -1,0 +1,167 @@
+"""Is the model right? The quick check of everything a GPT must do, for both architectures: `make quick-test`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import ModelConfig, UserError
+from model import GPT, IGNORE, KVCache, build, describe, flops_per_token
+
+TINY = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
+
+
+@pytest.fixture(params=["classic", "modern", "grouped"])
+def model(request) -> GPT:
+    """A tiny model with weights far from their gentle start, so that mistakes show."""
+    torch.manual_seed(0)
+    kind = "modern" if request.param == "grouped" else request.param
+    model = GPT(ModelConfig(architecture=kind, n_kv_head=2 if request.param == "grouped" else 0, **TINY))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model.eval()
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.randint(TINY["vocab_size"], shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_shapes(model):
+    assert model(ids(3, 24)).shape == (3, 24, 97)
+    assert model(ids(3, 24), ids(3, 24)).shape == ()
+    assert model(ids(3, 24), ids(3, 24), reduction="none").shape == (3, 24)
+
+
+def test_context_longer_than_the_block_is_refused(model):
+    with pytest.raises(ValueError, match="block_size of 24"):
+        model(ids(1, 25))
+
+
+def test_causality(model):
+    """Changing a token changes no logit before it, and every place from it on can notice."""
+    before = ids(1, 24)
+    after = before.clone()
+    after[0, 10] = (after[0, 10] + 1) % 97
+    change = (model(before) - model(after)).abs().amax(-1)[0]
+    assert change[:10].max() == 0
+    assert change[10:].min() > 0
+
+
+@pytest.mark.parametrize("cuts", [(1,) * 24, (10, 14), (7, 1, 9, 1, 6), (24,)])
+def test_cache_gives_the_logits_of_the_full_forward(model, cuts):
+    idx, cache, parts = ids(2, 24), KVCache(model.config, 2), []
+    for piece in idx.split(cuts, dim=1):
+        parts.append(model(piece, cache=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), model(idx), atol=2e-5, rtol=1e-4)
+    assert cache.length == 24
+
+
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_first_loss_is_near_ln_v(architecture):
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=architecture, **{**TINY, "vocab_size": 5000})
+    loss = GPT(config)(torch.randint(5000, (8, 24)), torch.randint(5000, (8, 24)))
+    assert abs(loss.item() - math.log(5000)) < 0.1
+
+
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_one_batch_can_be_overfitted(architecture):
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(architecture=architecture, **TINY))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    idx, targets = ids(4, 25)[:, :-1], ids(4, 25)[:, 1:]
+    for _ in range(120):
+        loss = model(idx, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(model, monkeypatch):
+    """The chunked head against torch's own loss, with some targets that are not scored."""
+    monkeypatch.setattr("model.chunks", lambda n, *_: [slice(i, i + 7) for i in range(0, n, 7)])
+    idx, targets = ids(3, 24), ids(3, 24).flip(0)
+    targets[0, 5:9] = IGNORE
+    loss = model(idx, targets)
+    loss.backward()
+    ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    plain = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    plain.backward()
+    torch.testing.assert_close(loss, plain)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(ours[name], weight.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_loss_of_each_token(model):
+    idx, targets = ids(2, 24), ids(2, 24)
+    targets[1, 3] = IGNORE
+    losses = model(idx, targets, reduction="none")
+    assert losses[1, 3] == 0
+    plain = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE)
+    torch.testing.assert_close(losses.flatten(), plain)
+
+
+def test_nothing_scored_gives_zero_and_no_nan(model):
+    loss = model(ids(1, 4), torch.full((1, 4), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
+def test_padding_of_the_vocabulary_is_invisible(model):
+    state = model.state_dict()
+    assert state["wte.weight"].shape == (97, 32)
+    assert model.wte.weight.shape == (128, 32)
+    again = build(describe(model))
+    again.load_state_dict(state)
+    assert torch.equal(again(ids(1, 24)), model(ids(1, 24)))
+    assert model.parameter_count() == sum(p.numel() for p in model.parameters()) - 31 * 32
+
+
+def test_checkpointed_activations_change_nothing(model):
+    model.train()
+    idx, grads = ids(2, 24), []
+    for flag in (False, True):
+        model.checkpoint_activations = flag
+        model.zero_grad()
+        model(idx, idx).backward()
+        grads.append(model.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"n_embd": 30, "n_head": 4}, "--n_embd"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"architecture": "modern", "n_head": 6, "n_embd": 36, "n_kv_head": 4}, "--n_kv_head"),
+        ({"n_head": 6, "n_embd": 36, "n_kv_head": 2}, "modern"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"architecture": "bert"}, "--architecture"),
+    ],
+)
+def test_impossible_shapes_are_named(values, names):
+    with pytest.raises(UserError, match=names):
+        ModelConfig(**values)
+
+
+def test_known_sizes():
+    """GPT-2's small and medium models have 124 M and 354 M parameters."""
+    with torch.device("meta"):
+        small = GPT(ModelConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024))
+        medium = GPT(ModelConfig(n_layer=24, n_head=16, n_embd=1024, block_size=1024))
+    assert small.parameter_count() == 124_439_808
+    assert medium.parameter_count() == 354_823_168
+
+
+def test_flops_match_the_textbook():
+    """6 N and the attention: N being what multiplies."""
+    config = ModelConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024)
+    n = 12 * 12 * 768**2 + 50257 * 768
+    assert flops_per_token(config) == 6 * n + 12 * 12 * 768 * 1024

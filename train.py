@@ -1,0 +1,536 @@
+"""The loop: step, log, evaluate, save. It knows nothing of GPTs or of text, only `loss = model(*batch)`.
+
+`fit` trains a model on a task; `python train.py` is the same as `python train_cli.py`.
+
+How a run ends is its exit code: 0 done, 2 something to mend (bad input, no room, out of memory), 3 diverged,
+130 and 143 stopped by SIGINT and SIGTERM after the step was finished and saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import statistics
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+from config import TrainConfig, UserError, seconds
+from training import calibrate, runlog
+from training.distributed import Ranks
+from training.evaluate import Score
+from training.optim import Average, make_optimizers, rate, set_rate
+from training.plan import Plan
+
+BAD_IN_A_ROW = 3  # skipped steps before the run goes back to its last good state
+REWINDS = 3  # how often it may go back before it gives up
+SAVE_SECONDS = 600  # last.pt is written at least this often
+TENTHS = 10  # evaluations of a run with a time budget
+
+
+class Task(Protocol):
+    """What the loop asks of the data."""
+
+    provenance: dict
+    tokenizer: Any
+
+    def batch(self, step: int) -> tuple[Tensor, ...]: ...
+    def evaluate(self, model: nn.Module, complete: bool, autocast) -> Score: ...
+    def evaluation_tokens(self) -> int: ...
+    def sample(self, model: nn.Module, seed: int) -> str: ...
+
+
+class Diverged(UserError):
+    """The loss would not stay finite."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything of its state that is a plain value, and is saved with it."""
+
+    step: int = 0
+    elapsed: float = 0.0  # seconds of training, over all its sittings
+    best: float = math.inf
+    best_step: int = -1
+    stale: int = 0  # evaluations since the best
+    evaluated: int = 0  # the step, or the tenth of a timed run, of the last evaluation
+    skipped: int = 0
+    rewinds: int = 0
+    bad: int = 0  # skipped steps in a row
+    slower: float = 1.0  # what rewinds made of the rate
+    micro_batch: int = 1
+    recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second signal leaves at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_unused) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _frame) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+
+
+class Trainer:
+    """One run of one model. The methods follow the order of the loop."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        config: TrainConfig,
+        plan: Plan,
+        ranks: Ranks,
+        folder: Path,
+        log: runlog.RunLog,
+        started: float,
+    ):
+        self.model, self.task, self.config, self.plan, self.ranks = model, task, config, plan, ranks
+        self.folder, self.log, self.started = folder, log, started
+        self.device = ranks.device
+        self.optimizers = make_optimizers(model, config, plan.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.dtype == "float16")
+        self.average = Average(model, config.ema) if config.ema else None
+        self.progress = Progress(micro_batch=plan.micro_batch_size)
+        self.wrapped = model if ranks.world == 1 else DistributedDataParallel(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.replay: dict[int, dict] = {}  # steps done before, by number: their share of the run is taken from here
+        self.saved_at = time.monotonic()
+        self.last_score: Score | None = None
+        self.stop_reason = ""
+        self.budget = 0.0  # seconds of training in a run with a time budget
+        self.saved_step = -1
+        self.loss = math.nan
+        self.rates: deque[tuple[float, int]] = deque(maxlen=20)
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Trains until the run is done, or a signal, a full disk or a diverging loss ends it."""
+        self.begin()
+        with Stopper() as stopper:
+            while not self.stop_reason:
+                if self.time_to_evaluate():
+                    self.evaluate_and_save()
+                if self.stop_reason or self.done():
+                    break
+                self.step()
+                self.agree(stopper)
+        self.stop_reason = self.stop_reason or "done"
+        self.save_last()
+
+    def begin(self) -> None:
+        """The clock, and a first checkpoint: what cannot be written fails here and not after hours."""
+        self.clock = time.monotonic() - self.progress.elapsed
+        if self.config.time and not self.budget:  # a resumed run keeps its first one's
+            left = seconds(self.config.time) - (time.monotonic() - self.started) - self.closing_seconds()
+            self.budget = self.progress.elapsed + max(1.0, left)
+        if self.progress.step == 0:
+            self.save_last()
+        self.log.start_bar(
+            int(100 * self.share()) if self.config.time else self.progress.step,
+            self.config.max_iters,
+            bool(self.config.time),
+        )
+
+    def closing_seconds(self) -> float:
+        """What the final evaluation, the last files and the picture will take, about."""
+        return 4.0 + self.task.evaluation_tokens() / self.plan.tokens_per_second / 2
+
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1: of its time where it has a budget, else of its steps."""
+        if self.progress.step in self.replay:
+            return self.replay[self.progress.step]["progress"]
+        if self.config.time:
+            return min(1.0, self.progress.elapsed / self.budget)
+        return min(1.0, self.progress.step / self.config.max_iters)
+
+    def done(self) -> bool:
+        return self.share() >= 1
+
+    def time_to_evaluate(self) -> bool:
+        """At every `eval_interval` steps, or at every tenth of a run with a time budget."""
+        if self.config.time:
+            now = int(TENTHS * self.share())
+        else:
+            now = self.progress.step // self.config.eval_interval * self.config.eval_interval
+        if self.done() or now == self.progress.evaluated:
+            return False
+        self.progress.evaluated = now
+        return True
+
+    def step(self) -> None:
+        """One optimizer update, or a skipped one where the loss or the gradient is not finite or leaps."""
+        t0 = time.perf_counter()
+        state, progress = self.progress, self.share()
+        factor = rate(progress, self.config) * state.slower
+        set_rate(self.optimizers, factor)
+        loss = self.accumulate()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
+        self.loss = self.ranks.sum(loss)[0] / self.ranks.world
+        good = math.isfinite(self.loss) and math.isfinite(norm) and not self.spike(self.loss)
+        overflow = self.scaler.is_enabled() and math.isfinite(self.loss) and not math.isfinite(norm)
+        for optimizer in self.optimizers:
+            if good:
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        if good and self.average:
+            self.average.update()
+        micro_batch = state.micro_batch
+        state.step += 1
+        if good:
+            state.bad = 0
+            state.recent = [*state.recent[-49:], self.loss]
+        elif not overflow:
+            state.bad += 1
+            state.skipped += 1
+        self.write_step(progress, factor, norm, good, micro_batch, time.perf_counter() - t0)
+        if state.bad >= BAD_IN_A_ROW:
+            self.rewind()
+
+    def accumulate(self) -> float:
+        """Forward and backward of this rank's share in micro-batches; the mean loss. Gradients meet on the last one only.
+
+        Out of memory halves the micro-batch and starts the step again: the global batch, and so the run, stays the same.
+        """
+        batch = tuple(part.to(self.device, non_blocking=True) for part in self.task.batch(self.progress.step))
+        while True:
+            try:
+                return self.micro_steps(batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            self.halve()
+
+    def micro_steps(self, batch: tuple[Tensor, ...]) -> float:
+        micro = self.progress.micro_batch
+        pieces = [tuple(part[start : start + micro] for part in batch) for start in range(0, len(batch[0]), micro)]
+        total = torch.zeros((), device=self.device)
+        for number, piece in enumerate(pieces, 1):
+            alone = self.ranks.world > 1 and number < len(pieces)
+            with self.wrapped.no_sync() if alone else contextlib.nullcontext():
+                with self.autocast():
+                    loss = self.wrapped(*piece) / len(pieces)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return float(total)
+
+    def halve(self) -> None:
+        """Tries the step again with half as many sequences at a time.
+
+        Raises:
+            UserError: when one sequence does not fit, or other ranks wait for this one.
+        """
+        for param in self.parameters:
+            param.grad = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state = self.progress
+        if state.micro_batch == 1 or self.ranks.world > 1:
+            raise UserError(
+                f"out of memory with {state.micro_batch} sequences at a time. Pass --checkpoint_activations, a smaller --block_size or "
+                f"--n_embd{', or --micro_batch_size ' + str(max(1, state.micro_batch // 2)) if state.micro_batch > 1 else ''}. The last checkpoint is intact: --resume goes on from it."
+            )
+        state.micro_batch = next(m for m in range(state.micro_batch // 2, 0, -1) if self.config.batch_size % m == 0)
+        self.log.say(
+            f"out of memory: the micro-batch is now {state.micro_batch}; the batch of {self.config.batch_size} stays."
+        )
+        self.log.event("micro_batch", step=state.step, micro_batch=state.micro_batch)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, calibrate.DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32")
+
+    def spike(self, loss: float) -> bool:
+        """Whether a loss stands far above the recent ones: ten of their deviations, and half a nat."""
+        recent = self.progress.recent
+        if len(recent) < 20:
+            return False
+        return loss > statistics.fmean(recent) + max(0.5, 10 * statistics.pstdev(recent))
+
+    def rewind(self) -> None:
+        """Back to the last good checkpoint, with half the rate.
+
+        Raises:
+            Diverged: when that was tried often enough.
+        """
+        state = self.progress
+        if state.rewinds >= REWINDS:
+            raise Diverged(
+                f"the loss diverged {REWINDS + 1} times, the last time at step {state.step}: pass a lower --learning_rate than {self.config.learning_rate:g}. {self.folder / checkpoint.BEST} is the best so far."
+            )
+        at, skipped, slower, rewinds = state.step, state.skipped, state.slower / 2, state.rewinds + 1
+        elapsed, micro = state.elapsed, state.micro_batch
+        content, path = checkpoint.load_newest(self.folder, self.log.say)
+        self.restore(content)
+        self.progress.skipped, self.progress.slower, self.progress.rewinds = skipped, slower, rewinds
+        self.progress.elapsed, self.progress.micro_batch, self.progress.bad = elapsed, micro, 0
+        self.log.say(
+            f"step {at}: {BAD_IN_A_ROW} bad steps in a row; back to step {self.progress.step} ({path.name}) with {slower:g} of the rate."
+        )
+        self.log.event("rewind", step=self.progress.step, from_step=at, rate=slower)
+
+    def agree(self, stopper: Stopper) -> None:
+        """Ranks share one clock and one decision to stop."""
+        now = time.monotonic()
+        votes = [stopper.signal == signal.SIGINT, stopper.signal == signal.SIGTERM, now - self.saved_at > SAVE_SECONDS]
+        clock = now - self.clock if self.ranks.first else 0.0
+        interrupted, terminated, overdue, self.progress.elapsed = self.ranks.sum(*map(float, votes), clock)
+        if interrupted or terminated:
+            self.stop_reason = "SIGINT" if interrupted else "SIGTERM"
+        elif overdue:
+            self.save_last()
+
+    # ---- once in a while
+
+    def evaluate_and_save(self) -> None:
+        """Scores, keeps the best, writes a sample, saves."""
+        if self.average:
+            self.average.swap()
+        score = self.task.evaluate(self.model, complete=False, autocast=self.autocast())
+        state = self.progress
+        self.log.event("evaluation", step=state.step, **asdict(score))
+        better = math.isfinite(score.loss) and score.loss < state.best
+        if better:
+            state.best, state.best_step, state.stale = score.loss, state.step, 0
+            if self.ranks.first:
+                checkpoint.write(self.folder / checkpoint.BEST, self.content(score))
+        else:
+            state.stale += 1
+        self.log.say(
+            f"step {state.step:>6}  val loss {score.loss:.4f} ± {score.loss_se:.4f}  {score.bpb:.4f} bits per byte{'  best' if better else ''}"
+        )
+        if self.config.sample_tokens and self.ranks.first:
+            text = self.task.sample(self.model, self.config.seed)
+            self.log.event("sample", step=state.step, text=text)
+        if self.average:
+            self.average.swap()
+        self.last_score = score
+        self.save_last()
+        every = self.config.save_interval
+        if every and self.ranks.first and state.step % every == 0:
+            checkpoint.save_numbered(self.folder, state.step, self.content(score, training=True), self.config.keep)
+        if self.config.patience and state.stale >= self.config.patience:
+            self.stop_reason = f"no better for {state.stale} evaluations"
+
+    def write_step(self, progress: float, factor: float, norm: float, good: bool, micro_batch: int, dt: float) -> None:
+        state = self.progress
+        self.rates.append((dt, self.plan.tokens_per_step))
+        speed = sum(n for _, n in self.rates) / sum(t for t, _ in self.rates)
+        mfu = speed / self.ranks.world * self.plan.flops_per_token / calibrate.matrix_rate(self.device, self.plan.dtype)
+        self.log.event(
+            "step",
+            step=state.step - 1,
+            progress=progress,
+            loss=self.loss,
+            rate=factor,
+            norm=norm,
+            dt=dt,
+            tokens_per_second=speed,
+            mfu=mfu,
+            micro_batch=micro_batch,
+            skipped=not good,
+        )
+        shown = f"step {state.step}  loss {self.loss:.3f}  rate {factor:.2f}  {speed:,.0f} tok/s  MFU {100 * mfu:.0f} %"
+        self.log.advance(100 * self.share() if self.config.time else state.step, run=shown)
+
+    # ---- state
+
+    def content(self, score: Score | None = None, training: bool = False) -> dict[str, Any]:
+        """What a checkpoint of this instant holds."""
+        state = self.progress
+        provenance = {
+            **self.task.provenance,
+            "run": self.folder.name,
+            "step": state.step,
+            "val_loss": score.loss if score else None,
+            "val_bpb": score.bpb if score else None,
+            "train_config": asdict(self.config),
+            "world": self.ranks.world,
+            "dtype": self.plan.dtype,
+            "optimizer": self.plan.optimizer,
+            "threads": torch.get_num_threads(),
+        }
+        return checkpoint.content_of(
+            self.model, self.task.tokenizer, provenance, training=self.training_state() if training else None
+        )
+
+    def training_state(self) -> dict[str, Any]:
+        """All that resuming needs beside the weights, as plain values and tensors."""
+        return {
+            "progress": asdict(self.progress),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "budget": self.budget,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Takes a checkpoint's state over, to the last bit."""
+        saved = content["training"]
+        self.model.load_state_dict(content["model"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
+        torch.set_rng_state(saved["random"].cpu())
+        if saved["random_gpu"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_gpu"].cpu(), self.device)
+        self.progress = Progress(**saved["progress"])
+        self.budget = saved["budget"]
+
+    def save_last(self) -> None:
+        if self.saved_step == self.progress.step:
+            return
+        self.saved_step = self.progress.step
+        if self.ranks.first:
+            self.log.sync()
+            checkpoint.save_last(self.folder, self.content(self.last_score, training=True))
+        self.saved_at = time.monotonic()
+
+
+def fit(trainer: Trainer) -> dict[str, Any]:
+    """Runs a trainer to its end and scores the best weights on the whole validation set.
+
+    Returns:
+        the summary that docs/TRAINING_README.md describes; `val_loss` is None for a run that was stopped by a signal.
+    """
+    t0, first_step = time.monotonic(), trainer.progress.step
+    trainer.run()
+    dt = time.monotonic() - t0
+    score = None if trainer.stop_reason.startswith("SIG") else final_score(trainer)
+    state, plan = trainer.progress, trainer.plan
+    summary = {
+        "run": trainer.folder.name,
+        "val_loss": score and score.loss,
+        "val_bpb": score and score.bpb,
+        "val_bpb_se": score and score.bpb_se,
+        "perplexity": score and score.perplexity,
+        "seconds": time.monotonic() - trainer.started,
+        "training_seconds": state.elapsed,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "tokens": state.step * plan.tokens_per_step,
+        "tokens_per_second": (state.step - first_step) * plan.tokens_per_step / dt,
+        "parameters": plan.parameters,
+        "peak_memory_bytes": calibrate.peak_memory(trainer.device),
+        "skipped_steps": state.skipped,
+        "rewinds": state.rewinds,
+        "stop_reason": trainer.stop_reason,
+    }
+    trainer.log.event("end", **summary)
+    return summary
+
+
+def final_score(trainer: Trainer) -> Score:
+    """Scores the last weights completely, and the best so far where they may be better; the better are best_model.pt."""
+    state, best_file = trainer.progress, trainer.folder / checkpoint.BEST
+    if trainer.average:
+        trainer.average.swap()
+    score = trainer.task.evaluate(trainer.model, complete=True, autocast=trainer.autocast())
+    trainer.log.event("evaluation", step=state.step, **asdict(score))
+    trainer.ranks.barrier()
+    if state.best < score.loss and best_file.exists():
+        held = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+        trainer.model.load_state_dict(checkpoint.load(best_file, trainer.device)["model"])
+        best = trainer.task.evaluate(trainer.model, complete=True, autocast=trainer.autocast())
+        if best.loss <= score.loss:
+            return best
+        trainer.model.load_state_dict(held)
+    if math.isfinite(score.loss):
+        state.best, state.best_step = score.loss, state.step
+        if trainer.ranks.first:
+            checkpoint.write(best_file, trainer.content(score))
+    return score
+
+
+def verify_resume(trainer: Trainer) -> str:
+    """Replays the run's last interval from the checkpoint before it, and compares every bit with what the run saved.
+
+    Returns:
+        a sentence with what was compared.
+
+    Raises:
+        UserError: when there is nothing to replay, or a bit differs.
+    """
+    folder = trainer.folder
+    newest, before = checkpoint.load(folder / checkpoint.LAST), checkpoint.load(folder / checkpoint.PREVIOUS)
+    start, end = (content["training"]["progress"] for content in (before, newest))
+    if start["rewinds"] != end["rewinds"]:
+        raise UserError(
+            f"a rewind lies between steps {start['step']} and {end['step']}, which cannot be replayed: train on and try again."
+        )
+    trainer.restore(before)
+    trainer.replay = runlog.latest_by_step(runlog.read_events(trainer.log.folder), "step")
+    trainer.log = runlog.RunLog(trainer.log.folder, active=False)
+    while trainer.progress.step < end["step"]:
+        trainer.progress.micro_batch = trainer.replay[trainer.progress.step]["micro_batch"]
+        trainer.step()
+    replayed = {
+        "model": trainer.model.state_dict(),
+        **{k: v for k, v in trainer.training_state().items() if k not in ("progress", "budget")},
+    }
+    saved = {"model": newest["model"], **{k: newest["training"][k] for k in replayed if k != "model"}}
+    pairs = list(zip(leaves(replayed), leaves(saved), strict=True))
+    differing = [name for (name, a), (_, b) in pairs if not same(a, b)]
+    between = f"steps {start['step']} to {end['step']}"
+    if differing:
+        raise UserError(
+            f"{between}, replayed, differ from the run in {len(differing)} of {len(pairs)} values, first {differing[0]}. "
+            "On a GPU that may be; on a CPU please report it."
+        )
+    return f"resume verified: {between} replayed; {len(pairs)} values of weights, optimizer and random states identical to the last bit"
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a.cpu(), b.cpu()) if isinstance(a, Tensor) else a == b
+
+
+def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The tensors and plain values of nested dicts and lists, with their paths, in order."""
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in leaves(tree[key], f"{name}.{key}")]
+    if isinstance(tree, list | tuple):
+        return [leaf for key, value in enumerate(tree) for leaf in leaves(value, f"{name}.{key}")]
+    return [(name.lstrip("."), tree)]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: CUDA has a type for it, the CPU's allocator only words."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+
+
+if __name__ == "__main__":
+    import train_cli
+
+    train_cli.main()

@@ -1,0 +1,515 @@
+"""The front door of training: `python train_cli.py --preset quick`, and the verbs plan, evaluate, average, export, import, compare.
+
+Each verb is one function that reads from top to bottom like the story of what it does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+STARTED = time.monotonic()  # a budget counts from here: loading torch is part of it
+
+import contextlib  # noqa: E402
+import dataclasses  # noqa: E402
+from datetime import datetime  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from config import PRESETS, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
+
+EXIT = {"SIGINT": 130, "SIGTERM": 143}
+MAY_CHANGE = {  # what a resumed run may do otherwise than before
+    "preset", "time", "max_iters", "eval_interval", "eval_tokens", "patience", "save_interval", "keep", "sample_tokens",
+    "device", "compile", "out_dir", "log_dir", "run", "resume", "verify_resume", "progress", "micro_batch_size", "threads",
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a verb. What a person can mend is said in a sentence, with exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in VERBS else ("train", argv)
+    try:
+        code = VERBS[verb](rest)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        code = 3 if type(error).__name__ == "Diverged" else 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was lost that had been saved.", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+# ---- train and plan
+
+
+def parse_training(verb: str, argv: list[str]) -> dict[str, Any]:
+    """The flags that were given, by name."""
+    parser = Parser(
+        prog=f"train_cli.py{' ' + verb if verb else ''}",
+        description="Trains a GPT. Other verbs: " + ", ".join(v for v in VERBS if v != "train"),
+    )
+    parser.add_argument(
+        "--list_presets",
+        "--list-presets",
+        action="store_true",
+        help="show the presets with their size and time on this machine",
+    )
+    add_flags(parser, TrainConfig, ModelConfig)
+    return vars(parser.parse_args(argv))
+
+
+def train(argv: list[str]) -> int:
+    """Data, plan, model, loop, report."""
+    given = parse_training("", argv)
+    if given.pop("list_presets"):
+        return list_presets()
+    from training import distributed
+
+    values = settings(given)
+    config = take(TrainConfig, values)
+    ranks = distributed.start(config.device)
+    try:
+        return train_on(ranks, given, values, config)
+    finally:
+        distributed.stop()
+
+
+def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
+    import checkpoint
+    from train import Trainer, fit, verify_resume
+    from training import calibrate, plan, runlog
+
+    out_dir = Path(config.out_dir)
+    run = ranks.gather(choose_run(config, out_dir))[0]
+    folder = out_dir / run
+    say = print if ranks.first else (lambda *_: None)
+    saved = None
+    if config.resume or config.verify_resume:
+        saved, path = checkpoint.load_newest(folder, say)
+        config, values = resumed_settings(saved, given, ranks)
+        say(f"resuming {folder} from {path.name}, step {saved['training']['progress']['step']}")
+    calibrate.tune_process(ranks.device, config.threads)
+    with lock(folder) if ranks.first else contextlib.nullcontext():
+        corpus, config = find_corpus(config, given, values, say, ranks)
+        if saved and saved["provenance"]["data_hash"] != corpus.data_hash:
+            raise UserError(
+                f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
+            )
+        model_config = take(ModelConfig, {**values, "vocab_size": corpus.tokenizer.vocab_size})
+        model = make_model(model_config, config, ranks, saved)
+        told = plan.make_plan(model.config, config, ranks, len(corpus.train))
+        if told.compile:
+            compile_trunk(model)
+        for line in told.lines():
+            say(line)
+        log = runlog.RunLog(Path(config.log_dir) / run, ranks.first, config.progress)
+        from training.text import TextTask
+
+        task = TextTask(corpus, config, model.config.block_size, ranks)
+        trainer = Trainer(model, task, config, told, ranks, folder, log, STARTED)
+        if config.verify_resume:
+            say(verify_resume(trainer))
+            return 0
+        if saved:
+            trainer.restore(saved)
+            trainer.progress.micro_batch = told.micro_batch_size
+            if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
+                trainer.budget = 0.0
+            log.event("resume", step=trainer.progress.step)
+        elif ranks.first:
+            checkpoint.clean_temporaries(folder)
+            log.event(
+                "start",
+                run=run,
+                model=dataclasses.asdict(model.config),
+                train=dataclasses.asdict(config),
+                plan=dataclasses.asdict(told),
+                entropy=corpus.meta["entropy"],
+            )
+        try:
+            summary = fit(trainer)
+        finally:
+            log.close()
+        if ranks.first:
+            report(trainer, summary, corpus, folder)
+    return EXIT.get(summary["stop_reason"], 0)
+
+
+def choose_run(config: TrainConfig, out_dir: Path) -> str:
+    """The run's name: the one given, the newest one to resume, or preset and date."""
+    if config.run:
+        return config.run
+    if config.resume or config.verify_resume:
+        runs = sorted((path.stat().st_mtime, path.parent.name) for path in out_dir.glob("*/last.pt"))
+        if not runs:
+            raise UserError(
+                f"there is no run to resume in {out_dir}/: start one without --resume, or name its folder with --out_dir."
+            )
+        return runs[-1][1]
+    return f"{config.preset or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of the run that goes on, with those flags that may change.
+
+    Raises:
+        UserError: naming a flag that would make it another run.
+    """
+    was = {**saved["provenance"]["train_config"], **{k: v for k, v in saved["config"].items() if k != "kind"}}
+    for name, value in given.items():
+        if name in was and name not in MAY_CHANGE and value != was[name] and not (name == "vocab_size" and value == 0):
+            raise UserError(
+                f"{name} is {value!r} but the run was started with {was[name]!r}: leave --{name} out to resume, or start a new run without --resume."
+            )
+    changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    provenance = saved["provenance"]
+    kept = {"dtype": provenance["dtype"], "optimizer": provenance["optimizer"], "threads": provenance["threads"]}
+    if provenance["world"] == ranks.world:
+        kept["micro_batch_size"] = saved["training"]["progress"]["micro_batch"]
+    values = {**was, **kept, **changed, "resume": True}
+    return take(TrainConfig, values), values
+
+
+def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, Any], say, ranks):
+    """The tokenised corpus; where GPT-2's tokenizer was only the default and cannot be had, a bpe of the corpus takes its place."""
+    import tokenizer as tokenizers
+    from data import open_corpus, prepare
+    from sources import find_source
+
+    if (Path(config.data) / "meta.json").exists():
+        return open_corpus(Path(config.data)), config
+    source = find_source(config)
+    if source.why:
+        say(source.why)
+    ready = start_tokenizer(config)
+    if not ready and config.tokenizer == "gpt2" and not config.resume:
+        try:
+            ready = tokenizers.load_gpt2()
+        except UserError as error:
+            if "tokenizer" in given:
+                raise
+            say(f"tokenizer: a bpe of the corpus, because {str(error).splitlines()[0]}")
+            config = dataclasses.replace(config, tokenizer="bpe")
+    wanted = values.get("vocab_size", 0) if "vocab_size" in given or values.get("tokenizer") == "bpe" else 0
+    corpus = prepare(config, source, wanted, ready, progress=config.progress and ranks.first)
+    counts = corpus.meta["train"], corpus.meta["val"]
+    say(
+        f"data     {corpus.meta['source']}: {counts[0]['tokens']:,} tokens to train, {counts[1]['tokens']:,} to validate, {corpus.tokenizer.kind} of {corpus.tokenizer.vocab_size:,}"
+    )
+    for line in corpus.meta["skipped"]:
+        say(f"note     {line}")
+    return corpus, config
+
+
+def start_tokenizer(config: TrainConfig):
+    """The tokenizer of what `--init_from` names, or None."""
+    if not config.init_from:
+        return None
+    import tokenizer as tokenizers
+    from training.export import load_start
+
+    return tokenizers.from_dict(load_start(config.init_from)["tokenizer"])
+
+
+def make_model(model_config: ModelConfig, config: TrainConfig, ranks, saved: dict | None):
+    """A fresh model, or the one that `--init_from` names: then its shape is that model's."""
+    import torch
+
+    from model import GPT, build
+    from training.export import load_start
+
+    torch.manual_seed(config.seed)
+    if config.init_from and not saved:
+        content = load_start(config.init_from)
+        model = build({**content["config"], "dropout": config_dropout(model_config)})
+        model.load_state_dict(content["model"])
+    else:
+        model = GPT(model_config)
+    model.checkpoint_activations = config.checkpoint_activations
+    return model.to(ranks.device)
+
+
+def config_dropout(model_config: ModelConfig) -> float:
+    return model_config.dropout
+
+
+def compile_trunk(model) -> None:
+    """Compiles the blocks; the head stays as it is, a chunked product that a compiler cannot better."""
+    import torch
+
+    model.trunk = torch.compile(model.run_blocks)
+
+
+@contextlib.contextmanager
+def lock(folder: Path):
+    """Holds a run's folder for this process.
+
+    Raises:
+        UserError: when another process trains there, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / ".lock")
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is training in {folder}: wait for it, or choose another name with --run."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --out_dir.") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
+    """Publishes the files, draws the curve, and shows what came of it."""
+    import checkpoint
+    from training import plan, runlog
+
+    logs = trainer.log.folder
+    entropy = corpus.meta["entropy"]
+    runlog.write_summary(logs, {**summary, "entropy": entropy})
+    checkpoint.publish(folder)
+    picture = runlog.draw(logs, folder.name, entropy)
+    if summary["val_loss"] is None:
+        print(
+            f"\nstopped by {summary['stop_reason']} after step {summary['steps']}, saved: go on with python train_cli.py --resume --run {folder.name}"
+        )
+        return
+    print(
+        f"\n{folder.name}: {summary['steps']:,} steps in {plan.duration(summary['seconds'])}, {plan.count(summary['tokens'])} tokens, {summary['tokens_per_second']:,.0f} tokens/s, peak memory {plan.size(summary['peak_memory_bytes'])}"
+    )
+    print(
+        f"validation: {summary['val_loss']:.4f} nats per token, perplexity {summary['perplexity']:.2f}, {summary['val_bpb']:.4f} ± {summary['val_bpb_se']:.4f} bits per byte"
+    )
+    if entropy:
+        print(
+            f"the text's true entropy is {entropy:.4f} bits per byte: the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
+        )
+    show_samples(folder, corpus)
+    print(
+        f"\ncurve {picture} · model {folder / checkpoint.BEST} · more: python generate.py --checkpoint {folder / checkpoint.BEST}"
+    )
+
+
+def show_samples(folder: Path, corpus) -> None:
+    """Two texts from the best model; stories are judged as well."""
+    import checkpoint
+    from config import GenerateConfig
+    from inference import sampling
+
+    model, tokenizer, provenance = checkpoint.load_model(folder / checkpoint.BEST)
+    print("\nIt writes:")
+    for seed in (1, 2):
+        prompt = sampling.start_ids(tokenizer, "", provenance["documents"])
+        settings_ = GenerateConfig(max_new_tokens=220, temperature=0.8)
+        text = "".join(sampling.stream(model, tokenizer, prompt, settings_, seed))
+        print("\n" + "\n".join("  " + line for line in text.strip().splitlines()))
+
+
+def make_plan_only(argv: list[str]) -> int:
+    """Shows what a run would take, and trains nothing."""
+    given = parse_training("plan", argv)
+    if given.pop("list_presets"):
+        return list_presets()
+    import torch
+
+    from training import calibrate, distributed, plan
+
+    values = settings(given)
+    config = take(TrainConfig, values)
+    ranks = distributed.Ranks(0, 1, distributed.pick_device(config.device))
+    calibrate.tune_process(ranks.device, config.threads)
+    values["vocab_size"] = values.get("vocab_size") or {"char": 128, "byte": 257}.get(config.tokenizer, 50257)
+    model_config = take(ModelConfig, values)
+    told = plan.make_plan(model_config, config, ranks)
+    rates = {dtype: calibrate.matrix_rate(ranks.device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
+    print(f"machine  {calibrate.machine_name()}")
+    print(
+        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}; compiler: {'yes' if calibrate.has_compiler(ranks.device) else 'no'}; torch {torch.__version__}"
+    )
+    print("config   " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model_config).items()))
+    for line in told.lines():
+        print(line)
+    return 0
+
+
+def list_presets() -> int:
+    """A table of the presets with what each takes on this machine."""
+    from training import calibrate, distributed, plan
+
+    ranks = distributed.Ranks(0, 1, distributed.pick_device("auto"))
+    calibrate.tune_process(ranks.device)
+    print(f"{'preset':<16}{'model':<38}{'parameters':>11}{'memory':>10}{'steps':>9}{'time here':>12}")
+    for name, preset in PRESETS.items():
+        values = {"vocab_size": 128 if preset.get("tokenizer") == "char" else 50257, **preset}
+        model_config, config = take(ModelConfig, values), take(TrainConfig, values)
+        parameters = plan.count_parameters(model_config)
+        rate = max(calibrate.matrix_rate(ranks.device, dtype) for dtype in ("float32", "bfloat16"))
+        tokens = config.max_iters * config.batch_size * model_config.block_size
+        taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / (0.4 * rate)
+        micro = plan.choose_micro_batch(model_config, config, parameters, "float32", config.batch_size, ranks.device)
+        shape = f"{model_config.architecture}, {model_config.n_layer} × {model_config.n_embd}, block {model_config.block_size}"
+        room = plan.size(plan.memory(model_config, config, parameters, "float32", micro, "adamw"))
+        steps = "" if config.time else f"{config.max_iters:,}"
+        print(f"{name:<16}{shape:<38}{plan.count(parameters):>11}{room:>10}{steps:>9}{plan.duration(taken):>12}")
+    return 0
+
+
+# ---- what is done with checkpoints
+
+
+def evaluate(argv: list[str]) -> int:
+    """Scores a checkpoint on a validation text; of stories it also judges what the model writes."""
+    parser = Parser(prog="train_cli.py evaluate", description="Scores a checkpoint on the validation part of a text.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default="checkpoints/best_model.pt",
+        help="a checkpoint or a run's folder [checkpoints/best_model.pt]",
+    )
+    parser.add_argument("--data", default="", help="the text; by default the one the model was trained on")
+    parser.add_argument(
+        "--stories", type=int, default=0, metavar="N", help="write N stories and judge their grammar and facts"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of the written stories; 1 samples the model as it is [1.0]"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
+    args = parser.parse_args(argv)
+
+    import checkpoint
+    from data import prepare
+    from sources import find_source
+    from training import calibrate, distributed
+    from training.evaluate import evaluate as score_text
+
+    ranks = distributed.Ranks(0, 1, distributed.pick_device(args.device))
+    calibrate.tune_process(ranks.device)
+    model, tokenizer, provenance = checkpoint.load_model(args.checkpoint, ranks.device)
+    trained = provenance.get("train_config", {})
+    config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})
+    corpus = prepare(config, find_source(config), 0, tokenizer)
+    score = score_text(model, corpus, model.config.block_size, ranks)
+    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}: {score.loss:.4f} ± {score.loss_se:.4f} nats per token, "
+          f"perplexity {score.perplexity:.2f}, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)")  # fmt: skip
+    if corpus.meta["entropy"]:
+        print(
+            f"true entropy {corpus.meta['entropy']:.4f} bits per byte: {100 * (score.bpb / corpus.meta['entropy'] - 1):.1f} % above it"
+        )
+    if args.stories:
+        from training.judge import judge_stories
+
+        for line in judge_stories(model, tokenizer, args.stories, args.temperature).lines():
+            print(line)
+    return 0
+
+
+def average(argv: list[str]) -> int:
+    """The mean of several checkpoints' weights, scored where the text is at hand by `evaluate`."""
+    parser = Parser(
+        prog="train_cli.py average",
+        description="Averages the weights of a run's numbered checkpoints (made with --save_interval).",
+    )
+    parser.add_argument("run", help="a run's folder, such as checkpoints/my-run")
+    parser.add_argument("--last", type=int, default=0, metavar="K", help="average the last K [all]")
+    parser.add_argument(
+        "--best", type=int, default=0, metavar="K", help="average the K with the lowest validation loss"
+    )
+    parser.add_argument("--out", default="", help="the file to write [average.pt in the run's folder]")
+    args = parser.parse_args(argv)
+
+    import checkpoint
+
+    folder = Path(args.run)
+    paths = checkpoint.numbered(folder)
+    if args.best:
+        scored = sorted((checkpoint.load(path)["provenance"]["val_loss"] or float("inf"), path) for path in paths)
+        paths = [path for _, path in scored[: args.best]]
+    elif args.last:
+        paths = paths[-args.last :]
+    if len(paths) < 2:
+        raise UserError(
+            f"{folder} has {len(paths)} numbered checkpoints to average; train with --save_interval N --keep K to have more."
+        )
+    out = Path(args.out) if args.out else folder / "average.pt"
+    content = checkpoint.average(paths)
+    content.pop("format")
+    checkpoint.write(out, content)
+    print(
+        f"averaged steps {', '.join(map(str, content['provenance']['averaged']))} into {out}; score it with python train_cli.py evaluate {out}"
+    )
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """Writes a folder that transformers loads, and compares its logits with ours before it says done."""
+    parser = Parser(
+        prog="train_cli.py export",
+        description="Writes a checkpoint as a transformers folder (safetensors), tokenizer included.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default="checkpoints/best_model.pt",
+        help="a checkpoint or a run's folder [checkpoints/best_model.pt]",
+    )
+    parser.add_argument("--out", required=True, help="the folder to write")
+    args = parser.parse_args(argv)
+
+    from training.export import write_folder
+
+    print(write_folder(args.checkpoint, Path(args.out)))
+    print(f"done: AutoModelForCausalLM.from_pretrained({args.out!r}) loads it")
+    return 0
+
+
+def import_(argv: list[str]) -> int:
+    """Reads a transformers folder (GPT-2 or a dense Qwen3) as a checkpoint."""
+    parser = Parser(
+        prog="train_cli.py import",
+        description="Reads a transformers folder with GPT-2 or a dense Qwen3 as a checkpoint.",
+    )
+    parser.add_argument("folder", help="the folder, with config.json, safetensors and the tokenizer's files")
+    parser.add_argument("--out", required=True, help="the checkpoint to write, such as checkpoints/gpt2/best_model.pt")
+    args = parser.parse_args(argv)
+
+    import checkpoint
+    from training.export import read_folder
+
+    checkpoint.write(Path(args.out), read_folder(Path(args.folder)))
+    print(f"imported into {args.out}; try python generate.py --checkpoint {args.out} --prompt Hello")
+    return 0
+
+
+def compare(argv: list[str]) -> int:
+    """A table of runs, from their logs."""
+    parser = Parser(prog="train_cli.py compare", description="Shows runs side by side.")
+    parser.add_argument("runs", nargs="*", help="names of runs [all]")
+    parser.add_argument("--log_dir", "--log-dir", default="logs", help="folder of the logs [logs]")
+    args = parser.parse_args(argv)
+
+    from training.compare import table
+
+    print(table(Path(args.log_dir), args.runs))
+    return 0
+
+
+VERBS = {
+    "train": train,
+    "plan": make_plan_only,
+    "evaluate": evaluate,
+    "average": average,
+    "export": export,
+    "import": import_,
+    "compare": compare,
+}
+
+
+if __name__ == "__main__":
+    main()

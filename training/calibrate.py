@@ -1,0 +1,195 @@
+"""What this machine can do, measured once and remembered in `data/machine.json`: matrix rates, memory, a compiler, the best dtype.
+
+Measured because machines differ: bf16 is four times faster than fp32 on one CPU and half as fast on the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+
+from config import ROOT, ModelConfig
+from model import GPT
+
+MEMORY = ROOT / "data" / "machine.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | float | str:
+    """A measurement of this machine, made the first time it is asked for."""
+    key = f"{machine_name()} | {name}"
+    try:
+        known = json.loads(MEMORY.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = measure()
+        try:
+            MEMORY.parent.mkdir(exist_ok=True)
+            fresh = MEMORY.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(known, indent=1))
+            os.replace(fresh, MEMORY)
+        except OSError:
+            pass  # a read-only checkout measures each time
+    return known[key]
+
+
+def machine_name() -> str:
+    """Processor, cores, GPU and torch: what a measurement depends on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}, torch {torch.__version__}"
+
+
+def cpu_name() -> str:
+    """The processor, and its instruction set where the system tells: virtual machines share a model name."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            lines = dict(line.split(":", 1) for line in info.read().split("\n\n")[0].splitlines() if ":" in line)
+        fields = {name.strip(): value.strip() for name, value in lines.items()}
+        flags = hashlib.sha256(fields.get("flags", "").encode()).hexdigest()[:6]
+        return f"{fields.get('model name', platform.machine())} [{flags}]"
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def matrix_rate(device: torch.device, dtype: str) -> float:
+    """Floating point operations a second of a large matrix product: the machine's limit, which MFU is a share of."""
+    return float(remembered(f"matrix rate {device.type} {dtype}", lambda: measure_matrix_rate(device, DTYPES[dtype])))
+
+
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = min(timed(lambda: a @ a, device) for _ in range(4))
+    return 2 * size**3 / best
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's work included."""
+    synchronise(device)
+    t0 = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - t0
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def best_dtype(config: ModelConfig, device: torch.device) -> str:
+    """The dtype in which this model's forward and backward is fastest here: float32 or bfloat16.
+
+    float16 is never chosen (its range needs a scaler): where bfloat16 is missing, as on MPS and old GPUs, float32 is.
+    """
+    if device.type == "mps" or (device.type == "cuda" and not torch.cuda.is_bf16_supported()):
+        return "float32"
+    speeds = {dtype: seconds_per_token(config, device, dtype) for dtype in ("float32", "bfloat16")}
+    return min(speeds, key=speeds.get)
+
+
+def seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
+    """Seconds of forward and backward for each token of a small batch of this model."""
+    shape = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return float(
+        remembered(
+            f"seconds per token {device.type} {dtype} {shape}", lambda: measure_seconds_per_token(config, device, dtype)
+        )
+    )
+
+
+def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = GPT(config).to(device)
+        rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
+        idx = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
+
+    def work() -> None:
+        with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+            loss = model(idx, idx)
+        loss.backward()
+
+    work()
+    return min(timed(work, device) for _ in range(2)) / idx.numel()
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs: a C++ compiler for the CPU, Triton for a GPU."""
+    if sys.platform == "win32" and not shutil.which("cl"):
+        return False
+    if device.type == "cuda":
+        import importlib.util
+
+        return importlib.util.find_spec("triton") is not None
+    return device.type == "cpu" and any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may take: the GPU's free memory, or what the system says is available, within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as info:
+            available = next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = (
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 * 2**30
+        )
+    return min(available, container_room())
+
+
+def container_room() -> int:
+    """Bytes left under a cgroup's memory limit; very large where there is none."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as current:
+            return int(limit.read()) - int(current.read())
+    except (OSError, ValueError):
+        return 2**62
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held: of the GPU, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def tune_process(device: torch.device, threads: int = 0) -> None:
+    """Settings of the process that make a CPU fast: threads, no denormals, freed memory kept for the next step."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+    if device.type == "cpu" and sys.platform == "linux":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to reuse large blocks instead of returning them to the kernel, which must zero them page by page again."""
+    import ctypes
+
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another C library, such as musl's

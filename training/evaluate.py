@@ -1,0 +1,79 @@
+"""How good a model is on text it has not seen: nats per token, perplexity, bits per byte, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from data import Corpus, val_windows, window_batch
+from training.distributed import Ranks
+
+TOKENS = 8192  # scored in one forward, about
+
+
+@dataclass(frozen=True)
+class Score:
+    """Losses over a fixed set of windows. `_se` is the standard error over windows.
+
+    Attributes:
+        loss: nats per token.
+        bpb: bits per byte of text, the one figure that compares across tokenizers.
+    """
+
+    loss: float
+    loss_se: float
+    perplexity: float
+    bpb: float
+    bpb_se: float
+    tokens: int
+    bytes: int
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, limit: int = 0, autocast=None) -> Score:
+    """Scores the validation text, every target once; with `limit`, evenly spaced windows of about so many tokens.
+
+    Deterministic: the same model gives the same score, whatever the number of ranks.
+    """
+    windows = val_windows(corpus.val, block_size)
+    if limit and limit < windows[:, 1].sum():
+        count = max(1, round(len(windows) * limit / windows[:, 1].sum()))
+        windows = windows[np.linspace(0, len(windows) - 1, count).astype(int)]
+    windows = windows[np.argsort(-windows[:, 1], kind="stable")]  # like lengths together: less padding
+    lengths = corpus.tokenizer.byte_lengths().astype(np.int64)
+    per_batch = max(1, TOKENS // block_size)
+    groups = [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
+    was_training = model.training
+    model.eval()
+    rows = []  # (nats, tokens, bytes) of each window
+    for group in groups[ranks.rank :: ranks.world]:
+        idx, targets = window_batch(corpus.val, group, block_size)
+        with autocast or torch.autocast(ranks.device.type, enabled=False):
+            losses = model(idx.to(ranks.device), targets.to(ranks.device), reduction="none")
+        nats = losses.double().sum(1).cpu().numpy()
+        counted = np.where(targets.numpy() >= 0, lengths[targets.clamp(min=0).numpy()], 0).sum(1)
+        rows += list(zip(nats, group[:, 1], counted, strict=True))
+    model.train(was_training)
+    return score([row for part in ranks.gather(rows) for row in part])
+
+
+def score(rows: list[tuple[float, int, int]]) -> Score:
+    """From (nats, tokens, bytes) of each window."""
+    nats, tokens, n_bytes = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    loss, loss_se = ratio(nats, tokens)
+    bpb, bpb_se = ratio(nats / math.log(2), n_bytes)
+    return Score(loss, loss_se, math.exp(min(loss, 700)), bpb, bpb_se, int(tokens.sum()), int(n_bytes.sum()))
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
+    """A ratio of sums and its standard error (Cochran, Sampling Techniques, section 2.11); nan for a single window."""
+    total = math.fsum(under)
+    value = math.fsum(over) / max(total, 1)
+    n = len(over)
+    if n < 2:
+        return value, math.nan
+    return value, math.sqrt(n / (n - 1) * math.fsum((over - value * under) ** 2)) / max(total, 1)

@@ -1,0 +1,418 @@
+"""Models in and out of transformers' format: `classic` is its GPT-2, `modern` its Qwen3, tokenizer included.
+
+A folder holds config.json, model.safetensors and tokenizer.json, as `AutoModelForCausalLM.from_pretrained` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+import tokenizer as tokenizers
+from config import ModelConfig, UserError
+from model import GPT
+from tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+TOLERANCE = 1e-3  # largest difference of a logit between our model and the exported one
+
+
+# ---- names: ours on the left, transformers' on the right; {} is the block's number
+
+
+def names(config: ModelConfig) -> dict[str, str | tuple[str, ...]]:
+    """Our tensors and theirs. A tuple is stacked row by row into one of ours. GPT-2's matrices lie the other way round."""
+    if config.architecture == "classic":
+        top = {"wte.weight": "transformer.wte.weight", "wpe.weight": "transformer.wpe.weight"}
+        top |= {f"norm.{end}": f"transformer.ln_f.{end}" for end in ("weight", "bias")}
+        inside = {
+            "norm1": "ln_1",
+            "attn.qkv": "attn.c_attn",
+            "attn.proj": "attn.c_proj",
+            "norm2": "ln_2",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        }
+        block = {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in inside.items() for end in ("weight", "bias")}
+        prefix = "transformer.h."
+    else:
+        top = {"wte.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+        attention = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+        block = {
+            "norm1.weight": "input_layernorm.weight",
+            "attn.qkv.weight": attention,
+            "attn.q_norm.weight": "self_attn.q_norm.weight",
+            "attn.k_norm.weight": "self_attn.k_norm.weight",
+            "attn.proj.weight": "self_attn.o_proj.weight",
+            "norm2.weight": "post_attention_layernorm.weight",
+            "mlp.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            "mlp.down.weight": "mlp.down_proj.weight",
+        }
+        prefix = "model.layers."
+    if not config.tied_head:
+        top["head.weight"] = "lm_head.weight"
+    table: dict[str, str | tuple[str, ...]] = dict(top)
+    for layer in range(config.n_layer):
+        for ours, theirs in block.items():
+            full = tuple(f"{prefix}{layer}.{part}" for part in ([theirs] if isinstance(theirs, str) else theirs))
+            table[f"blocks.{layer}.{ours}"] = full if len(full) > 1 else full[0]
+    return table
+
+
+def turned(config: ModelConfig, name: str) -> bool:
+    """Whether transformers keeps this matrix transposed (GPT-2's Conv1D)."""
+    return (
+        config.architecture == "classic"
+        and name.startswith("blocks.")
+        and name.endswith(".weight")
+        and "norm" not in name
+    )
+
+
+def to_theirs(model: GPT) -> dict[str, Tensor]:
+    """The weights under transformers' names."""
+    state, parts, out = model.state_dict(), {n: getattr(p, "parts", ()) for n, p in model.named_parameters()}, {}
+    for ours, theirs in names(model.config).items():
+        weight = state[ours].detach().float().cpu()
+        if isinstance(theirs, tuple):
+            out |= {name: part.contiguous() for name, part in zip(theirs, weight.split(parts[ours]), strict=True)}
+        else:
+            out[theirs] = (weight.T if turned(model.config, ours) else weight).contiguous()
+    return out
+
+
+def to_ours(config: ModelConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names from transformers'.
+
+    Raises:
+        UserError: naming a tensor that is missing.
+    """
+    out = {}
+    for ours, wanted in names(config).items():
+        pieces = []
+        for name in (wanted,) if isinstance(wanted, str) else wanted:
+            short = name.removeprefix("transformer.")
+            if name not in theirs and short not in theirs:
+                raise UserError(
+                    f"the weights have no tensor {name!r}: the folder is not whole, or not of this architecture."
+                )
+            pieces.append(theirs[name] if name in theirs else theirs[short])
+        weight = torch.cat(pieces).float()
+        out[ours] = weight.T.contiguous() if turned(config, ours) else weight
+    if config.tied_head:
+        out["head.weight"] = out["wte.weight"]
+    return out
+
+
+# ---- configurations
+
+
+def their_config(config: ModelConfig, eot: int) -> dict[str, Any]:
+    """config.json of a model."""
+    common = {
+        "vocab_size": config.vocab_size,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "tie_word_embeddings": config.tied_head,
+        "torch_dtype": "float32",
+    }
+    if config.architecture == "classic":
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "n_positions": config.block_size,
+            "n_ctx": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.n_inner,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": config.norm_eps,
+            **{f"{where}_pdrop": config.dropout for where in ("resid", "embd", "attn")},
+            **common,
+        }
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.n_inner,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        **common,
+    }
+
+
+def our_config(theirs: dict[str, Any]) -> ModelConfig:
+    """The shape that a config.json describes.
+
+    Raises:
+        UserError: for a model that is neither GPT-2 nor a dense Qwen3, naming what differs.
+    """
+    kind = theirs.get("model_type")
+    refused = {
+        "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_by_inverse_layer_idx": (False,)},
+        "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
+    }
+    if kind not in refused:
+        raise UserError(f"model_type is {kind!r}; import reads 'gpt2' and 'qwen3' (dense).")
+    for name, allowed in refused[kind].items():
+        if theirs.get(name, allowed[0]) not in allowed:
+            raise UserError(
+                f"{name} is {theirs[name]!r}; this toolkit's {kind} has {allowed[0]!r}, so its logits would differ."
+            )
+    if kind == "gpt2":
+        return ModelConfig(
+            architecture="classic",
+            vocab_size=theirs["vocab_size"],
+            n_layer=theirs["n_layer"],
+            n_head=theirs["n_head"],
+            n_embd=theirs["n_embd"],
+            n_inner=theirs.get("n_inner") or 0,
+            block_size=theirs["n_positions"],
+            tied_head=theirs.get("tie_word_embeddings", True),
+            norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
+        )
+    rope = theirs.get("rope_parameters") or {}
+    if (theirs.get("rope_scaling") or rope).get("rope_type", "default") != "default":
+        raise UserError("the model stretches its rotary positions (rope_scaling), which this toolkit does not.")
+    return ModelConfig(
+        architecture="modern",
+        vocab_size=theirs["vocab_size"],
+        n_layer=theirs["num_hidden_layers"],
+        n_head=theirs["num_attention_heads"],
+        n_kv_head=theirs["num_key_value_heads"],
+        n_embd=theirs["hidden_size"],
+        head_dim=theirs.get("head_dim") or 0,
+        n_inner=theirs["intermediate_size"],
+        block_size=min(theirs["max_position_embeddings"], 32768),
+        tied_head=theirs.get("tie_word_embeddings", False),
+        rope_theta=rope.get("rope_theta", theirs.get("rope_theta", 10000.0)),
+        norm_eps=theirs.get("rms_norm_eps", 1e-6),
+    )
+
+
+# ---- tokenizers
+
+
+def their_tokenizer(tokenizer: Tokenizer):
+    """Our tokenizer as a `tokenizers.Tokenizer` that gives the same ids.
+
+    Raises:
+        UserError: for a char tokenizer, which that format can only hold without its spelling of unknown characters.
+    """
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Theirs
+
+    if isinstance(tokenizer, CharTokenizer):
+        ids = {c: i for i, c in enumerate(tokenizer.characters)} | {
+            f"<nibble {n:x}>": tokenizer.nibble + n for n in range(16)
+        }
+        theirs = Theirs(models.WordLevel(ids | {EOT: tokenizer.eot}, unk_token=EOT))
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s:.)"), "isolated")
+        theirs.decoder = decoders.Fuse()
+    else:
+        symbol = {byte: char for char, byte in tokenizers.byte_symbols().items()}
+        pieces = [bytes([b]) for b in range(256)] if isinstance(tokenizer, ByteTokenizer) else tokenizer.ranks
+        spelt = ["".join(symbol[b] for b in piece) for piece in pieces]
+        merges = (
+            []
+            if isinstance(tokenizer, ByteTokenizer)
+            else [tuple("".join(symbol[b] for b in half) for half in pair) for pair in merge_pairs(tokenizer)]
+        )
+        theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | {EOT: tokenizer.eot}, merges))
+        words = pre_tokenizers.Split(Regex(tokenizers.WORDS.replace("++", "+")), "isolated")
+        theirs.pre_tokenizer = pre_tokenizers.Sequence(
+            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
+    return theirs
+
+
+def merge_pairs(tokenizer: BPETokenizer) -> list[tuple[bytes, bytes]]:
+    """The two tokens that each longer token was merged from: what is left of it when only earlier merges are applied."""
+    rank = {piece: i for i, piece in enumerate(tokenizer.ranks)}
+    pairs = []
+    for limit, piece in enumerate(tokenizer.ranks):
+        if len(piece) == 1:
+            continue
+        parts = [bytes([b]) for b in piece]
+        while len(parts) > 2:
+            lowest = min(range(len(parts) - 1), key=lambda i: rank.get(parts[i] + parts[i + 1], limit))
+            if rank.get(parts[lowest] + parts[lowest + 1], limit) >= limit:
+                break
+            parts[lowest : lowest + 2] = [parts[lowest] + parts[lowest + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a transformers folder, where it is byte-level BPE.
+
+    Raises:
+        UserError: when it is of another kind, or cuts words in another way than GPT-2.
+    """
+    vocab_file, whole = folder / "vocab.json", folder / "tokenizer.json"
+    if whole.exists():
+        vocabulary = json.loads(whole.read_text())["model"].get("vocab", {})
+    elif vocab_file.exists():
+        vocabulary = json.loads(vocab_file.read_text())
+    else:
+        raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
+    ours = folder / "toolkit_tokenizer.json"
+    if ours.exists():
+        return tokenizers.from_dict(json.loads(ours.read_text()))
+    to_byte = tokenizers.byte_symbols()
+    ordered = sorted((i, piece) for piece, i in vocabulary.items() if piece != EOT)
+    if [i for i, _ in ordered] != list(range(len(ordered))) or any(
+        c not in to_byte for _, piece in ordered for c in piece
+    ):
+        raise UserError(
+            f"the tokenizer in {folder} is no byte-level BPE with ids in order: import the weights with --tokenizer_from CHECKPOINT of one you have."
+        )
+    found = BPETokenizer(
+        [bytes(to_byte[c] for c in piece) for _, piece in ordered], "gpt2" if vocab_size == 50257 else "bpe"
+    )
+    if found.vocab_size > vocab_size:
+        raise UserError(f"the tokenizer in {folder} has {found.vocab_size} tokens, the model {vocab_size}.")
+    return found
+
+
+# ---- the two verbs
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """A transformers folder as the content of a checkpoint.
+
+    Raises:
+        UserError: naming the file or the setting that cannot be used.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        theirs = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} has no readable config.json ({error}): give the folder of a transformers model."
+        ) from error
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder} has no .safetensors files; .bin files can run code and are not read: convert them with transformers' save_pretrained."
+        )
+    config = our_config(theirs)
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except Exception as error:  # safetensors' own error is no OSError
+            raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
+    model = GPT(config)
+    model.load_state_dict(to_ours(config, weights))
+    provenance = {
+        "run": folder.name,
+        "step": 0,
+        "val_loss": None,
+        "val_bpb": None,
+        "documents": True,
+        "data": f"imported from {folder.name}",
+        "data_hash": "",
+    }
+    return checkpoint.content_of(model, our_tokenizer(folder, config.vocab_size), provenance)
+
+
+def load_start(path: str) -> dict[str, Any]:
+    """What `--init_from` names: a checkpoint, a run's folder, or a transformers folder."""
+    folder = Path(path).expanduser()
+    if (folder / "config.json").exists():
+        return {"format": checkpoint.FORMAT, **read_folder(folder)}
+    return checkpoint.load(checkpoint.resolve(path))
+
+
+def write_folder(path: Path | str, folder: Path) -> str:
+    """Exports a checkpoint to a transformers folder, and compares the logits of what was written with ours.
+
+    Returns:
+        a sentence with what was compared.
+
+    Raises:
+        UserError: when the folder is not empty, or the logits differ; then nothing is left in it.
+    """
+    from safetensors.torch import save_file
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: choose another folder with --out.")
+    model, tokenizer, provenance = checkpoint.load_model(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(their_config(model.config, tokenizer.eot), indent=2))
+        their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
+        (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": EOT,
+            "eos_token": EOT,
+            "model_max_length": model.config.block_size,
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        (folder / "generation_config.json").write_text(
+            json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
+        )
+        (folder / "README.md").write_text(card(model, provenance))
+        return compare_logits(model, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def compare_logits(model: GPT, folder: Path) -> str:
+    """The exported model's logits beside ours: by transformers where it is installed, else by reading the files back."""
+    idx = torch.randint(
+        model.config.vocab_size, (2, min(64, model.config.block_size)), generator=torch.Generator().manual_seed(0)
+    )
+    ours = model(idx).detach()
+    try:
+        from transformers import AutoModelForCausalLM
+
+        reader, theirs = (
+            "transformers",
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(idx).logits.detach(),
+        )
+    except ImportError:
+        content = read_folder(folder)
+        again = GPT(ModelConfig(**{k: v for k, v in content["config"].items() if k != "kind"}))
+        again.load_state_dict(content["model"])
+        reader, theirs = "our own importer (install transformers to compare with it)", again.eval()(idx).detach()
+    difference = float((ours - theirs).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the exported model's logits differ from ours by {difference:g}: nothing was written. Please report this checkpoint."
+        )
+    return f"checked with {reader}: {idx.numel()} positions, largest difference of a logit {difference:.1e}"
+
+
+def card(model: nn.Module, provenance: dict) -> str:
+    """A README.md for the folder: what the model is and where it comes from."""
+    lines = [f"- {name}: {value}" for name, value in asdict(model.config).items()]
+    told = {name: provenance.get(name) for name in ("run", "step", "data", "val_loss", "val_bpb", "code")}
+    return "\n".join(
+        ["# A GPT trained from scratch", "", *(f"- {k}: {v}" for k, v in told.items()), "", "Shape:", "", *lines, ""]
+    )

@@ -1,0 +1,162 @@
+"""Optimizers, the schedule of their rate, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from config import ModelConfig, TrainConfig
+
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan et al. 2024: coefficients that pull singular values near 1 in five rounds
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    For the matrices of the blocks only. A matrix that is several side by side (`weight.parts`) is treated part by part, and
+    all parts of one shape go through the iteration in one batched product, in float32 on a CPU: torch's own Muon takes
+    them one at a time in bfloat16, which is slow there.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    state["momentum"] = torch.zeros_like(param)
+                state["momentum"].lerp_(param.grad, 1 - group["momentum"])
+                update = param.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
+                parts = getattr(param, "parts", (len(param),))
+                for rows, change in zip(param.split(parts), update.split(parts), strict=True):
+                    by_shape.setdefault(tuple(rows.shape), []).append((rows, change))
+            for shape, pairs in by_shape.items():
+                changes = orthogonal(torch.stack([change for _, change in pairs]))  # (matrices, rows, columns)
+                scale = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
+                for (rows, _), change in zip(pairs, changes, strict=True):
+                    rows.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix of each, roughly: (n, rows, columns) to the same."""
+    wide = matrices.size(1) <= matrices.size(2)
+    x = matrices if wide else matrices.mT
+    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def muon_share(config: ModelConfig, tokens_per_step: int) -> float:
+    """Muon's own arithmetic as a share of the step's: it pays below about 0.15."""
+    kv, q, d, hidden = (
+        config.n_kv_head * config.head_dim,
+        config.n_head * config.head_dim,
+        config.n_embd,
+        config.n_inner,
+    )
+    shapes = [
+        (q, d),
+        (kv, d),
+        (kv, d),
+        (d, q),
+        *[(hidden, d)] * (1 if config.architecture == "classic" else 2),
+        (d, hidden),
+    ]
+    own = sum(5 * (4 * min(s) ** 2 * max(s) + 2 * min(s) ** 3) for s in shapes)
+    return own / (6 * sum(rows * columns for rows, columns in shapes) * tokens_per_step)
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig, kind: str) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or (kind `muon`) Muon for the blocks' matrices and AdamW for the rest. Only matrices decay.
+
+    Each group keeps its peak rate under `peak`; `set_rate` scales it.
+    """
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    hidden = [p for name, p in named if kind == "muon" and p.ndim == 2 and "blocks." in name]
+    taken = set(map(id, hidden))
+    matrices = [p for _, p in named if p.ndim >= 2 and id(p) not in taken]
+    vectors = [p for _, p in named if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused(named[0][1].device)
+        )
+    ]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def fused(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda", "mps")
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def rate(progress: float, config: TrainConfig) -> float:
+    """The share of the peak rate at a share of the run, both 0 to 1: warm-up, then cosine, linear, or stable and decay."""
+    if progress < config.warmup:
+        return max(progress / config.warmup, 0.01)
+    after = min(1.0, (progress - config.warmup) / max(1e-9, 1 - config.warmup))
+    if config.schedule == "wsd":
+        left = min(1.0, (1 - progress) / max(1e-9, config.decay))
+    else:
+        left = 1 - after if config.schedule == "linear" else 0.5 + 0.5 * math.cos(math.pi * after)
+    return config.final_rate + (1 - config.final_rate) * max(0.0, left)
+
+
+class Average:
+    """An exponential moving average of a model's weights, warmed up so that it does not remember the start."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay, self.steps = model, decay, 0
+        self.shadow = [p.detach().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.model.parameters()], 1 - decay)
+
+    def swap(self) -> None:
+        """Exchanges the model's weights and the average: call it before and after an evaluation."""
+        with torch.no_grad():
+            for shadow, param in zip(self.shadow, self.model.parameters(), strict=True):
+                held = param.detach().clone()
+                param.copy_(shadow)
+                shadow.copy_(held)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        for shadow, saved in zip(self.shadow, state["shadow"], strict=True):
+            shadow.copy_(saved)

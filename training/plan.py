@@ -1,0 +1,217 @@
+"""What a run will take, told before it starts: parameters, memory, tokens, epochs, time; and the choices that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from config import ModelConfig, TrainConfig, UserError, seconds
+from model import GPT, flops_per_token
+from training import calibrate
+from training.distributed import Ranks
+from training.optim import muon_share
+
+COMPILING = {"cpu": 45.0, "cuda": 60.0}  # seconds that torch.compile costs, about
+GAIN = {"cpu": 1.25, "cuda": 1.6}  # and what it makes faster, at least
+MEASURED_ABOVE = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long
+
+
+@dataclass
+class Plan:
+    """The choices and forecasts of a run. Bytes are of one rank; seconds are estimates from this machine's calibration."""
+
+    parameters: int
+    dtype: str
+    optimizer: str
+    compile: bool
+    micro_batch_size: int
+    micro_steps: int
+    memory_bytes: int
+    free_bytes: int
+    flops_per_token: float
+    tokens_per_step: int
+    tokens_per_second: float
+    steps: int
+    seconds: float
+    epochs: float
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it."""
+        length = "compiled" if self.compile else "eager"
+        return [
+            f"model    {count(self.parameters)} parameters · {self.dtype} · {self.optimizer} · {length}",
+            f"memory   about {size(self.memory_bytes)} of {size(self.free_bytes)} free · micro-batch {self.micro_batch_size} × {self.micro_steps}",
+            f"run      {self.steps:,} steps of {self.tokens_per_step:,} tokens · {count(self.steps * self.tokens_per_step)} tokens"
+            + (f" · {self.epochs:.1f} epochs" if self.epochs else ""),
+            f"time     about {duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s",
+            *[f"note     {warning}" for warning in self.warnings],
+        ]
+
+
+def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, train_tokens: int = 0) -> Plan:
+    """Plans a run of this model on this machine.
+
+    Args:
+        train_tokens: tokens in the training split; 0 when not known yet.
+
+    Raises:
+        UserError: for a batch that the ranks cannot share.
+    """
+    if config.batch_size % ranks.world:
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be shared by {ranks.world} ranks: pass --batch_size {-(-config.batch_size // ranks.world) * ranks.world}."
+        )
+    device = ranks.device
+    parameters = count_parameters(model_config)
+    dtype = config.dtype if config.dtype != "auto" else choose_dtype(model_config, parameters, device)
+    tokens_per_step = config.batch_size * model_config.block_size
+    share = muon_share(model_config, tokens_per_step)
+    optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
+    share_of_rank = config.batch_size // ranks.world
+    micro = config.micro_batch_size or choose_micro_batch(
+        model_config, config, parameters, dtype, share_of_rank, device
+    )
+    if share_of_rank % micro:
+        raise UserError(
+            f"micro_batch_size {micro} does not divide the {share_of_rank} sequences of each rank: choose one of its divisors."
+        )
+    speed = ranks.world / seconds_per_token(model_config, parameters, device, dtype)
+    budget = seconds(config.time) if config.time else 0.0
+    steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
+    expected = budget or steps * tokens_per_step / speed
+    compiled = choose_compile(config.compile, expected, device)
+    if compiled and not budget:
+        expected = expected / GAIN[device.type] + COMPILING[device.type]
+        speed *= GAIN[device.type]
+    plan = Plan(
+        parameters=parameters,
+        dtype=dtype,
+        optimizer=optimizer,
+        compile=compiled,
+        micro_batch_size=micro,
+        micro_steps=share_of_rank // micro,
+        memory_bytes=memory(model_config, config, parameters, dtype, micro, optimizer),
+        free_bytes=calibrate.free_memory(device),
+        flops_per_token=flops_per_token(model_config),
+        tokens_per_step=tokens_per_step,
+        tokens_per_second=speed,
+        steps=steps,
+        seconds=expected,
+        epochs=steps * tokens_per_step / train_tokens if train_tokens else 0.0,
+    )
+    plan.warnings = warnings(plan, config, device, train_tokens)
+    return plan
+
+
+def count_parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return GPT(config).parameter_count()
+
+
+def choose_dtype(config: ModelConfig, parameters: int, device: torch.device) -> str:
+    """By a probe of this very model; of a model too large to probe quickly, by the matrix rates."""
+    if parameters < MEASURED_ABOVE or device.type != "cpu":
+        return calibrate.best_dtype(config, device)
+    rates = {dtype: calibrate.matrix_rate(device, dtype) for dtype in ("float32", "bfloat16")}
+    return max(rates, key=rates.get)
+
+
+def seconds_per_token(config: ModelConfig, parameters: int, device: torch.device, dtype: str) -> float:
+    if parameters < MEASURED_ABOVE or device.type != "cpu":
+        return calibrate.seconds_per_token(config, device, dtype)
+    return flops_per_token(config) / (0.5 * calibrate.matrix_rate(device, dtype))
+
+
+def choose_micro_batch(
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device
+) -> int:
+    """The largest divisor of a rank's share that fits: on a CPU about 4,096 tokens, past which nothing is gained;
+    on a GPU what four fifths of the free memory hold."""
+    free = calibrate.free_memory(device)
+    fits = [
+        micro
+        for micro in range(1, share + 1)
+        if share % micro == 0
+        and (device.type != "cpu" or micro * config.block_size <= 4096)
+        and memory(config, train, parameters, dtype, micro, "adamw") < 0.8 * free
+    ]
+    return max(fits, default=1)
+
+
+def choose_compile(wanted: str, expected: float, device: torch.device) -> bool:
+    """Whether `torch.compile` wins back its own time within the run.
+
+    Raises:
+        UserError: when it was asked for and this machine has no compiler.
+    """
+    able = calibrate.has_compiler(device)
+    if wanted == "on" and not able:
+        raise UserError(
+            "--compile on needs a C++ compiler (g++ or clang++; Triton on a GPU): install one, or pass --compile off."
+        )
+    if wanted != "auto" or not able:
+        return wanted == "on"
+    return expected * (1 - 1 / GAIN[device.type]) > 2 * COMPILING[device.type]
+
+
+def memory(config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str) -> int:
+    """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself."""
+    states = 4 if optimizer == "adamw" else 3
+    weights = 4 * parameters * (states + (1 if train.ema else 0))
+    head = 4 * config.vocab_size * config.n_embd + 3 * min(2**25, 4 * micro * config.block_size * config.vocab_size)
+    tokens = micro * config.block_size
+    q = config.n_head * config.head_dim
+    per_layer = (
+        4 * config.n_embd + 4 * q + 3 * config.n_inner
+        if config.architecture == "classic"
+        else 6 * config.n_embd + 9 * q + 4 * config.n_inner
+    )
+    layers = config.n_layer
+    if train.checkpoint_activations:
+        stored = config.n_embd * layers + per_layer
+    else:
+        stored = per_layer * layers
+    width = 4 if dtype == "float32" else 3  # autocast keeps the residual stream in float32
+    return int(weights + head + width * tokens * stored + 400 * 2**20)
+
+
+def warnings(plan: Plan, config: TrainConfig, device: torch.device, train_tokens: int) -> list[str]:
+    found = []
+    if plan.memory_bytes > 0.9 * plan.free_bytes:
+        found.append(
+            "this may not fit in memory; --checkpoint_activations, a smaller --block_size or --n_embd needs less"
+        )
+    if plan.epochs > 20 and config.ema == 0:
+        found.append(
+            f"every token will be seen {plan.epochs:.0f} times, so it will overfit: use more text, fewer steps, --patience 5 or --dropout 0.1"
+        )
+    if train_tokens and plan.parameters > 20 * train_tokens and plan.epochs > 4:
+        found.append("the model has far more parameters than the text has tokens: a smaller one will generalise better")
+    if not config.time and plan.seconds > 4 * 3600 and device.type == "cpu":
+        found.append(
+            f"on this CPU that is {duration(plan.seconds)}; --time 2h fits the same model into an evening, --preset quick takes minutes"
+        )
+    if not plan.compile and config.compile == "auto" and not calibrate.has_compiler(device):
+        found.append("no C++ compiler here, so everything runs eager; with g++ installed long runs compile")
+    return found
+
+
+def count(n: float) -> str:
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.3g} {unit}"
+    return f"{n:.0f}"
+
+
+def size(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def duration(s: float) -> str:
+    if s < 120:
+        return f"{s:.0f} s"
+    if s < 7200:
+        return f"{s / 60:.0f} min"
+    return f"{s / 3600:.1f} h" if s < 172800 else f"{s / 86400:.1f} days"

@@ -1,0 +1,51 @@
+"""Text as a task: what the loop asks of a corpus. Another modality is another class with these same methods."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from config import GenerateConfig, TrainConfig
+from data import Batches, Corpus
+from inference import sampling
+from training.distributed import Ranks
+from training.evaluate import Score, evaluate
+
+
+class TextTask:
+    """Predicting the next token of a corpus.
+
+    Attributes:
+        corpus: where the text comes from; its tokenizer is the model's.
+    """
+
+    def __init__(self, corpus: Corpus, config: TrainConfig, block_size: int, ranks: Ranks):
+        self.corpus, self.config, self.block_size, self.ranks = corpus, config, block_size, ranks
+        self.tokenizer = corpus.tokenizer
+        self.batches = Batches(corpus.train, block_size, config.batch_size, config.seed)
+        self.documents = corpus.meta["train"]["documents"] > 1
+        self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": self.documents}
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """This rank's share of a step's batch, what the model is called with: each tensor's first dimension is sequences."""
+        return self.batches.batch(step, self.ranks.rank, self.ranks.world)
+
+    def evaluate(self, model: nn.Module, complete: bool, autocast) -> Score:
+        """The validation score; `complete` scores every token, otherwise `eval_tokens` may limit it."""
+        limit = 0 if complete else self.config.eval_tokens
+        return evaluate(model, self.corpus, self.block_size, self.ranks, limit, autocast)
+
+    def evaluation_tokens(self) -> int:
+        """How many tokens the complete evaluation scores."""
+        return len(self.corpus.val) - 1
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, seed: int) -> str:
+        """A piece of text from the model as it is."""
+        was_training = model.training
+        model.eval()
+        settings = GenerateConfig(max_new_tokens=self.config.sample_tokens, temperature=0.8)
+        prompt = sampling.start_ids(self.tokenizer, "", self.documents)
+        text = "".join(sampling.stream(model, self.tokenizer, prompt, settings, seed))
+        model.train(was_training)
+        return text
