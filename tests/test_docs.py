@@ -1,0 +1,264 @@
+"""The documents say what the code does: links lead somewhere, commands parse, marked ones run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from config import PRESETS, ModelConfig, take
+from training.plan import count_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^(<!-- run -->\n)?```(\w*)\n(.*?)^```", re.M | re.S)
+DOORS = ("train.py", "train_cli.py", "generate.py")
+# What is laid over a documented training command, so that it takes a second.
+TINY = shlex.split(
+    "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
+    "--tokenizer byte --n_stories 40 --sample_tokens 4 --no-progress --device cpu --dtype float32 --compile off"
+)
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_is_current(generator):
+    assert read(generator.FILE) == generator.reference(), "run python docs/generate_reference.py"
+
+
+# ---- links
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", read(path)), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page))):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@page
+def test_files_that_are_named_exist(page):
+    """`training/optim.py` in the text is a file here."""
+    for name in re.findall(r"`([\w/]+\.(?:py|sh|toml))`", read(page)):
+        assert any((folder / name).exists() for folder in (ROOT, *ROOT.glob("[a-z]*/"))), f"{page.name} names {name}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", read(ROOT / "README.md")))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+# ---- commands
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The commands of a page, in fences and between backticks, as words; without variables set before them."""
+    text = read(path)
+    lines = [line for _, kind, body in FENCE.findall(text) if kind == "sh" for line in body.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    found = []
+    for line in lines:
+        if not re.match(r"(\w+=\S+ )*(\S*python|make|torchrun) ", line):
+            continue
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            while words and re.match(r"\w+=", words[0]):
+                del words[0]
+            if words:
+                found.append(words)
+    return found
+
+
+def door(words: list[str]) -> tuple[str, list[str]] | None:
+    """The front door that a command opens, and what it is told: (`train_cli.py evaluate`, its flags)."""
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("--") + 1 :]]
+    if words[0] == "make":
+        flags = next((word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")), None)
+        name = {"train": "train_cli.py", "info": "train_cli.py plan", "generate": "generate.py"}.get(words[1])
+        return (name, shlex.split(flags)) if flags is not None and name and "..." not in flags else None
+    if len(words) < 2 or words[1] not in DOORS:
+        return None
+    name, flags = words[1].replace("train.py", "train_cli.py"), words[2:]
+    if name == "train_cli.py" and flags and flags[0] in ("plan", "evaluate", "average", "export", "import", "compare"):
+        return f"{name} {flags[0]}", flags[1:]
+    return name, flags
+
+
+@page
+def test_commands_parse(page, generator, capsys):
+    known = generator.parsers()
+    for words in commands(page):
+        if entered := door(words):
+            try:
+                given = vars(known[entered[0]].parse_args(entered[1]))
+            except SystemExit:
+                pytest.fail(f"{page.name}: {' '.join(words)}: {capsys.readouterr().err}")
+            assert given.get("preset", "quick") in PRESETS, f"{page.name}: {' '.join(words)}"
+
+
+@page
+def test_flags_that_are_named_exist(page, generator):
+    """`--patience 5` in the text is a flag of ours, or of a tool that the page names."""
+    known = {
+        name for parser in generator.parsers().values() for action in parser._actions for name in action.option_strings
+    }
+    theirs = {"--extra-index-url", "--break-system-packages", "--install", "--index-url", "--version", "--"}
+    for words in re.findall(r"`([^`\n]+)`", FENCE.sub("", read(page))):
+        for flag in re.findall(r"(?<!\S)--[\w-]*", words):
+            assert flag in known | theirs, f"{page.name} names {flag}"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not on this machine")
+def test_make_targets_exist():
+    named = {(words[1], page.name) for page in PAGES for words in commands(page) if words[0] == "make"}
+    wanted = dict(item for item in sorted(named) if re.fullmatch(r"[a-z-]+", item[0]))
+    assert {"train", "test", "generate"} <= set(wanted)
+    done = subprocess.run(["make", "-n", *wanted], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{wanted}: {done.stderr}"
+
+
+# ---- what is marked with <!-- run --> is run
+
+TEXT = "Once upon a time a small model read a book. It read it again, and then it knew how the next line began.\n" * 60
+FIRST = "python train_cli.py --data mybook.txt --run mybook"  # the run that the pages speak of
+DRIVER = """
+import contextlib, io, json, os, sys, traceback
+import generate, train_cli
+
+for number, (folder, words) in enumerate(json.load(open(sys.argv[1]))):
+    os.chdir(folder)
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            if words[0] == "-c":
+                exec(words[1], {})
+            else:
+                (generate if words[0] == "generate.py" else train_cli).main(words[1:])
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+    if code:
+        sys.exit(f"{folder}: {words}\\n{said.getvalue()}")
+"""
+
+
+def small(words: list[str]) -> list[str]:
+    """A documented command, made to take a second."""
+    name, _ = door(["python", *words]) or ("", [])
+    if name == "generate.py":
+        return [*words, "--max_new_tokens", "4"]
+    if name != "train_cli.py":
+        return words
+    while "--time" in words:
+        at = words.index("--time")
+        words = words[:at] + words[at + 2 :]
+    again = {"--resume", "--verify_resume"} & set(words)
+    every = ["--save_interval", "4"] if "--save_interval" in words else []
+    return [*words, *(["--max_iters", "12", "--no-progress"] if again else TINY), *every]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> Path:
+    """A folder in which the marked commands of every page were run, each page in a folder of its own."""
+    home, jobs = tmp_path_factory.mktemp("docs"), []
+    for page in PAGES:
+        marked = [(kind, body) for mark, kind, body in FENCE.findall(read(page)) if mark]
+        if not marked or page.name == "README.zh-CN.md":  # its commands are README.md's, as another test says
+            continue
+        folder = home / page.stem
+        folder.mkdir()
+        for name in ("mybook.txt", "letters.txt"):
+            (folder / name).write_text(TEXT)
+        if page.name != "START_HERE.md":  # which trains that run itself
+            marked.insert(0, ("sh", FIRST))
+        for kind, body in marked:
+            rows = (
+                [["-c", body]] if kind == "python" else [shlex.split(row, comments=True) for row in body.splitlines()]
+            )
+            jobs += [(str(folder), small(words[1:] if words[0] == "python" else words)) for words in rows if words]
+    (home / "jobs.json").write_text(json.dumps(jobs))
+    env = {**os.environ, "LLM_DATA_DIR": str(home / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-c", DRIVER, str(home / "jobs.json")]
+    done = subprocess.run(call, cwd=home, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def test_marked_commands_run(played):
+    assert (played / "README" / "exported" / "model.safetensors").exists()
+    assert (played / "START_HERE" / "logs" / "mybook" / "loss.png").exists()
+
+
+def test_fields_of_the_log_are_documented(played):
+    """The tables of training_visualization.md name what a run writes, field by field."""
+    text, log = read(ROOT / "docs" / "training_visualization.md"), played / "training_visualization" / "logs" / "mybook"
+    for line in read(log / "events.jsonl").splitlines():
+        event = json.loads(line)
+        row = next((row for row in text.splitlines() if row.startswith(f"| `{event['event']}` |")), None)
+        assert row, f"the event {event['event']} is not documented"
+        if event["event"] != "end":
+            assert set(re.findall(r"`(\w+)`", row.split("|")[3])) == set(event) - {"event", "time"}
+    table = text[text.index("## summary.json") : text.index("## TensorBoard")]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(json.loads(read(log / "summary.json")))
+
+
+# ---- two languages, one content
+
+
+def test_the_chinese_readme_says_the_same():
+    pages = [read(ROOT / name) for name in ("README.md", "README.zh-CN.md")]
+    bare = [FENCE.sub("", text) for text in pages]
+    headings = [Counter(re.findall(r"^(#+) ", text, re.M)) for text in bare]
+    assert headings[0] == headings[1]
+    fences = [[shlex.split(body, comments=True) for _, _, body in FENCE.findall(text)] for text in pages]
+    assert fences[0] == fences[1]
+    links = [sorted(re.findall(r"\]\(([^)\s]+)\)", text)) for text in bare]
+    assert [link for link in links[0] if "README" not in link] == [link for link in links[1] if "README" not in link]
+    presets = [re.findall(r"^\| (`[\w-]+` \| .*? \| \d+ \| [\d.]+ M) ", text, re.M) for text in bare]
+    assert presets[0] == presets[1]
+
+
+def test_the_table_of_presets_is_right():
+    rows = re.findall(r"^\| `([\w-]+)` \| (\w+), (\d+) × (\d+) \| (\d+) \| ([\d.]+) M ", read(ROOT / "README.md"), re.M)
+    assert {row[0] for row in rows} == set(PRESETS)
+    for name, *shape, parameters in rows:
+        preset = PRESETS[name]
+        config = take(ModelConfig, {"vocab_size": 65 if preset.get("tokenizer") == "char" else 50257, **preset})
+        assert shape == [config.architecture, *map(str, (config.n_layer, config.n_embd, config.block_size))], name
+        assert float(parameters) == pytest.approx(count_parameters(config) / 1e6, rel=0.06), name
