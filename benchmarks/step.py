@@ -1,0 +1,128 @@
+"""Tokens a second and peak memory of the default model's optimizer step, beside nanoGPT's.
+
+    python -m benchmarks.step --nanogpt PATH [--runs 3]
+
+Both sides train the 30 M model (6 layers, 6 heads, 384 wide, block 512, vocabulary 50,257 padded to 50,304) in float32 on the
+same random tokens: AdamW, clipping, a batch of 16 sequences. For speed both use the same micro-batch of 4, nanoGPT compiled.
+For memory each does the batch of 16 in its own way: nanoGPT in one piece, ours in the micro-batches it chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from benchmarks.common import child, finish, median, need_path, table
+
+BATCH, BLOCK, VOCABULARY = 16, 512, 50257
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--side", choices=("ours", "nanogpt"), help=argparse.SUPPRESS)
+    parser.add_argument("--micro", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=2, help="timed steps a run")
+    parser.add_argument("--compile", choices=("on", "off"), default="on", help="ours; nanoGPT is always compiled for speed")
+    args = parser.parse_args()
+    if args.side:
+        side = ours if args.side == "ours" else nanogpt
+        print(json.dumps(side(args)))
+        return
+    need_path(args.nanogpt, "--nanogpt", "a checkout of nanoGPT")
+    common = ["-m", "benchmarks.step", "--nanogpt", args.nanogpt, "--steps", str(args.steps)]
+    speeds: dict[str, list[float]] = {"ours, compiled": [], "ours, eager": [], "nanoGPT, compiled": []}
+    for _ in range(args.runs):
+        for name, flags in {
+            "nanoGPT, compiled": ["--side", "nanogpt", "--compile", "on"],
+            "ours, compiled": ["--side", "ours", "--compile", "on"],
+            "ours, eager": ["--side", "ours", "--compile", "off"],
+        }.items():
+            speeds[name].append(child([*common, "--micro", "4", *flags])["json"]["tokens_per_second"])
+    memory = {
+        "ours": child([*common, "--side", "ours", "--compile", "off"])["peak_memory_bytes"],
+        "nanoGPT": child([*common, "--side", "nanogpt", "--micro", "16", "--compile", "off"])["peak_memory_bytes"],
+    }
+    peer = median(speeds["nanoGPT, compiled"])
+    rows = [[name, f"{median(values):,.0f}", f"{median(values) / peer:.2f}×"] for name, values in speeds.items()]
+    table(["30 M model, micro-batch 4 × 512, float32", "tokens/s", "ratio"], rows)
+    print()
+    rows = [[name, f"{size / 1e9:.2f} GB", f"{size / memory['nanoGPT']:.2f}×"] for name, size in memory.items()]
+    table(["a step of batch 16 × 512, whole process", "peak memory", "ratio"], rows)
+    finish("step", tokens_per_second=speeds, peak_memory_bytes=memory)
+
+
+def ours(args: argparse.Namespace) -> dict:
+    """The toolkit's own loop on random tokens."""
+    from pathlib import Path
+    from tempfile import mkdtemp
+
+    import torch
+
+    from config import ModelConfig, TrainConfig
+    from model import GPT
+    from train import Trainer
+    from training import calibrate, plan, runlog
+    from training.distributed import Ranks
+
+    class Noise:
+        provenance, tokenizer = {}, None
+
+        def batch(self, step: int):
+            rows = torch.randint(VOCABULARY, (BATCH, BLOCK + 1), generator=torch.Generator().manual_seed(step))
+            return rows[:, :-1], rows[:, 1:]
+
+    device = torch.device("cpu")
+    calibrate.tune_process(device)
+    model_config, ranks = ModelConfig(), Ranks(0, 1, device)
+    config = TrainConfig(batch_size=BATCH, micro_batch_size=args.micro, dtype="float32", compile=args.compile)
+    torch.manual_seed(0)
+    model = GPT(model_config)
+    told = plan.make_plan(model_config, config, ranks)
+    if told.compile:
+        model.trunk = torch.compile(model.run_blocks)
+    folder = Path(mkdtemp())
+    trainer = Trainer(model, Noise(), config, told, ranks, folder, runlog.RunLog(folder, progress=False), time.monotonic())
+    trainer.step()
+    t0 = time.perf_counter()
+    for _ in range(args.steps):
+        trainer.step()
+    return {"tokens_per_second": args.steps * BATCH * BLOCK / (time.perf_counter() - t0), "micro": told.micro_batch_size}
+
+
+def nanogpt(args: argparse.Namespace) -> dict:
+    """nanoGPT's model, optimizer and order of work."""
+    import importlib.util
+
+    import torch
+
+    spec = importlib.util.spec_from_file_location("nanogpt_model", f"{args.nanogpt}/model.py")
+    peer = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = peer
+    spec.loader.exec_module(peer)
+    torch.manual_seed(0)
+    model = peer.GPT(peer.GPTConfig(block_size=BLOCK, vocab_size=50304, n_layer=6, n_head=6, n_embd=384, dropout=0.0, bias=False))
+    optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), "cpu")
+    run = torch.compile(model) if args.compile == "on" else model
+
+    def step() -> None:
+        rows = torch.randint(VOCABULARY, (BATCH, BLOCK + 1))
+        for piece in rows.split(args.micro):
+            _, loss = run(piece[:, :-1].contiguous(), piece[:, 1:].contiguous())
+            (loss * args.micro / BATCH).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    t0 = time.perf_counter()
+    for _ in range(args.steps):
+        step()
+    return {"tokens_per_second": args.steps * BATCH * BLOCK / (time.perf_counter() - t0)}
+
+
+if __name__ == "__main__":
+    main()
