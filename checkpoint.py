@@ -167,12 +167,14 @@ def code_version() -> str:
 
 
 def save_last(folder: Path, content: dict[str, Any]) -> None:
-    """Writes last.pt and keeps the one before as previous.pt. There is a whole checkpoint at every instant."""
+    """Writes last.pt and keeps the one before as previous.pt, if it is whole. There is a whole checkpoint at every instant."""
     last, previous = folder / LAST, folder / PREVIOUS
     incoming = folder / f"{LAST}.new"
     write(incoming, content)
     if last.exists():
-        os.replace(last, previous)
+        with contextlib.suppress(CorruptCheckpoint):
+            verify(last)
+            os.replace(last, previous)
     os.replace(incoming, last)
     sync_folder(folder)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 ROOT = Path(__file__).resolve().parent  # default folders hang here; paths a user types hang on the working directory
+DATA = Path(os.environ.get("LLM_DATA_DIR") or ROOT / "data")  # corpora, token shards, this machine's measurements
 
 
 class UserError(Exception):
@@ -58,11 +60,11 @@ class ModelConfig:
         Raises:
             UserError: naming the field, its value and the mend.
         """
-        for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; it must be at least 1: pass --{name} with a larger number."
-                )
+        limits = {
+            "vocab_size": (0, 2**24), "n_layer": (1, 1000), "n_head": (1, 2**12), "n_kv_head": (0, 2**12), "n_embd": (1, 2**17),
+            "head_dim": (0, 2**12), "n_inner": (0, 2**20), "block_size": (1, 2**24), "rope_theta": (1, 1e12), "norm_eps": (0, 1),
+        }  # fmt: skip
+        check_limits(self, limits)
         if self.architecture not in ("classic", "modern"):
             raise UserError(f"architecture is {self.architecture!r}; choose --architecture classic or modern.")
         modern = self.architecture == "modern"
@@ -181,26 +183,27 @@ class TrainConfig:
         Raises:
             UserError: naming the field, its value and the mend.
         """
-        for name, least in {
-            "batch_size": 1,
-            "max_iters": 1,
-            "eval_interval": 1,
-            "keep": 1,
-            "micro_batch_size": 0,
-            "n_stories": 20,
-        }.items():
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; it must be at least {least}: pass --{name} {least} or more."
-                )
+        most = 10**12
+        limits = {
+            "batch_size": (1, 2**20), "max_iters": (1, most), "eval_interval": (1, most), "keep": (1, most),
+            "micro_batch_size": (0, 2**20), "n_stories": (20, 10**9), "eval_tokens": (0, most), "patience": (0, most),
+            "save_interval": (0, most), "sample_tokens": (0, 10**6), "threads": (0, 2**12), "seed": (0, 2**63 - 1),
+            "weight_decay": (0, 100), "grad_clip": (0, most),
+        }  # fmt: skip
+        check_limits(self, limits)
         for name in ("learning_rate", "muon_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(
                     f"{name} is {getattr(self, name)}; it must be a positive number, such as --{name} {getattr(TrainConfig, name)}."
                 )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share from 0 up to, but not including, 1.")
         for name in ("val_fraction", "warmup", "decay", "final_rate", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        if not self.data:
+            raise UserError("data is empty; pass --data with a file, a folder or a name, such as --data stories.")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}: choose one of its divisors."
@@ -251,6 +254,15 @@ class GenerateConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name} is {value}; it must lie between {low} and {high}: change --{name}.")
+
+
+def check_limits(config: Any, limits: dict[str, tuple[float, float]]) -> None:
+    """Refuses numbers that nothing can be built or run with; NaN lies between no limits."""
+    for name, (least, most) in limits.items():
+        value = getattr(config, name)
+        if not least <= value <= most:
+            shown = [f"{limit:,}".replace(",", "") for limit in (least, most)]
+            raise UserError(f"{name} is {value}; it must be from {shown[0]} to {shown[1]}: pass another --{name}.")
 
 
 def seconds(text: str) -> float:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tokenizer as tokenizers
-from config import ROOT, TrainConfig, UserError
+from config import DATA, TrainConfig, UserError
 from model import IGNORE
 from sources import PIECE, Piece, Source
 from tokenizer import Tokenizer
@@ -104,8 +104,10 @@ class Batches:
             )
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
         self.starts = row_starts(len(tokens), tokens.documents, block_size)
-        self.slack = 0 if self.starts is not None else max(0, min(block_size - 1, len(tokens) - 1 - block_size))
-        self.n_rows = len(self.starts) if self.starts is not None else (len(tokens) - 1 - self.slack) // block_size
+        n_targets = len(tokens) - 1
+        cuts = max(1, (n_targets + 1 - block_size) // block_size)
+        self.n_rows = cuts if self.starts is None else len(self.starts)
+        self.slack = n_targets - self.n_rows * block_size  # what an epoch's equal cuts leave out, at either end
         self._epoch, self._order, self._offset = -1, np.empty(0, np.int64), 0
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,7 @@ class Batches:
         if epoch != self._epoch:
             random = np.random.default_rng((self.seed, epoch))
             self._epoch, self._order = epoch, random.permutation(self.n_rows)
-            self._offset = int(random.integers(self.slack + 1))
+            self._offset = int(random.integers(self.slack + 1)) if self.starts is None else 0
         row = int(self._order[place])
         start = int(self.starts[row]) if self.starts is not None else self._offset + row * self.block_size
         return self.tokens[start : start + self.block_size + 1]
@@ -131,7 +133,8 @@ class Batches:
 def row_starts(n_tokens: int, documents: np.ndarray, block_size: int) -> np.ndarray | None:
     """Where the rows of a corpus of short documents begin, or None where equal cuts serve as well.
 
-    The next row starts where this one ends, or at the beginning of the document that was cut off there.
+    The next row starts where this one ends, or at the beginning of the document that was cut off there; the last
+    row ends with the text.
     """
     if len(documents) < 2 or n_tokens / len(documents) > block_size / 2:
         return None
@@ -141,6 +144,8 @@ def row_starts(n_tokens: int, documents: np.ndarray, block_size: int) -> np.ndar
         end = start + block_size
         cut = int(documents[np.searchsorted(documents, end, side="right") - 1])
         start = cut if cut > start else end
+    if starts and starts[-1] + block_size + 1 < n_tokens:
+        starts.append(n_tokens - block_size - 1)
     return np.array(starts, dtype=np.int64)
 
 
@@ -195,8 +200,8 @@ def prepare(
         else f"{config.tokenizer}-{vocab_size if config.tokenizer == 'bpe' else ''}"
     )
     key = hashlib.sha256(f"{FORMAT}|{source.key}|{recipe}|{config.val_fraction}".encode()).hexdigest()[:16]
-    folder = ROOT / "data" / f"tokens-{key}"
-    folder.parent.mkdir(exist_ok=True)
+    folder = DATA / f"tokens-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / "meta.json").exists():
         with FileLock(f"{folder}.lock"):  # several ranks, or two runs at once: the first makes it, the others wait
             if not (folder / "meta.json").exists():
@@ -228,8 +233,9 @@ def make(
     folder: Path, source: Source, config: TrainConfig, vocab_size: int, tokenizer: Tokenizer | None, progress: bool
 ) -> None:
     """Tokenises a source into `folder`, which appears whole or not at all."""
+    for killed in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):  # the lock is ours: nobody is writing there
+        shutil.rmtree(killed, ignore_errors=True)
     work = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         split = splitter(source, config.val_fraction)
@@ -247,9 +253,11 @@ def make(
         )
         with ThreadPoolExecutor(os.cpu_count()) as threads, bar:
             for group in grouped(split()):
-                encoded = threads.map(lambda item: tokenizer.encode(item[1]), group)
-                for (name, text, ends), ids in zip(group, encoded, strict=True):
-                    n_bytes = len(text.encode(errors="replace"))
+                some = max(1, len(group) // 32)  # short documents share a thread's errand
+                errands = [group[at : at + some] for at in range(0, len(group), some)]
+                encoded = threads.map(lambda pieces: [tokenizer.encode(text) for _, text, _ in pieces], errands)
+                for (name, text, ends), ids in zip(group, itertools.chain.from_iterable(encoded), strict=True):
+                    n_bytes = len(tokenizers.to_bytes(text))
                     writers[name].write(ids, n_bytes, ends)
                     bar.update(n_bytes)
         counts = {name: writer.close() for name, writer in writers.items()}
@@ -266,8 +274,6 @@ def make(
         (work / "meta.json").write_text(json.dumps(meta, indent=1))
         os.replace(work, folder)
     except OSError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"the token shards could not be written to {folder.parent} ({error.strerror}): make room there."
         ) from error
@@ -350,11 +356,11 @@ def make_tokenizer(kind: str, vocab_size: int, source: Source, split: Callable[[
 
 
 def grouped(pieces: Iterator[tuple[str, str, bool]], characters: int = 2**23) -> Iterator[list[tuple[str, str, bool]]]:
-    """Groups of pieces of about 8 MiB, which is all that is in memory at a time."""
+    """Groups of pieces of about 8 MiB, Python's own bytes for each included: all that is in memory at once."""
     group, size = [], 0
     for piece in pieces:
         group.append(piece)
-        size += len(piece[1])
+        size += len(piece[1]) + 500
         if size >= characters:
             yield group
             group, size = [], 0
@@ -375,19 +381,21 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
         return lambda: itertools.chain(named("train", source.train()), named("val", source.val()))
     sizes: dict[bytes, int] = {}
     for mark, piece, _ in marked(itertools.islice(source.train(), 100 * FEW)):
-        sizes[mark] = sizes.get(mark, 0) + len(piece.encode(errors="replace"))
+        sizes[mark] = sizes.get(mark, 0) + len(tokenizers.to_bytes(piece))
         if len(sizes) >= FEW:
             share = min(fraction, VAL_BYTES / source.n_bytes) if source.n_bytes else fraction
-            return lambda: by_document(source, lambda mark: int.from_bytes(mark) < share * 2**64)
+            below = max(int(share * 2**64), int.from_bytes(min(sizes)) + 1 if fraction else 0)  # at least one validates
+            return lambda: by_document(source, lambda mark, below=below: int.from_bytes(mark) < below)
     total = sum(sizes.values())
     if len(sizes) == 1:
         return lambda: by_position(source, fraction, total if total < 50 * FEW * PIECE else source.n_bytes)
-    chosen, size = set(), 0
-    for mark in sorted(sizes)[:-1]:
-        if size >= fraction * total:
-            break
-        chosen.add(mark)
-        size += sizes[mark]
+    chosen, room = set(), min(fraction * total, VAL_BYTES)
+    for mark in sorted(sizes):
+        if sizes[mark] <= room:
+            chosen.add(mark)
+            room -= sizes[mark]
+    if fraction and sizes and not chosen:  # all are larger than the share
+        chosen.add(min(sizes, key=lambda mark: (sizes[mark], mark)))
     return lambda: by_document(source, chosen.__contains__)
 
 
@@ -399,7 +407,7 @@ def marked(pieces: Iterator[Piece]) -> Iterator[tuple[bytes, str, bool]]:
     """Each piece with its document's mark: a hash of how the document begins, 8 bytes."""
     mark = b""
     for text, ends in pieces:
-        mark = mark or hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
+        mark = mark or hashlib.blake2b(tokenizers.to_bytes(text), digest_size=8).digest()
         yield mark, text, ends
         mark = b"" if ends else mark
 
@@ -410,16 +418,16 @@ def by_document(source: Source, is_val: Callable[[bytes], bool]) -> Iterator[tup
 
 def by_position(source: Source, fraction: float, total: int) -> Iterator[tuple[str, str, bool]]:
     """The last share of a single text validates. It is one stream on both sides: no eot at its end."""
-    cut = total - min(int(total * fraction), VAL_BYTES)
+    cut = max(int(total * (1 - fraction)), total - VAL_BYTES)
     read = 0
     for text, _ in source.train():
-        n_bytes = len(text.encode(errors="replace"))
-        if read + n_bytes <= cut:
+        raw = tokenizers.to_bytes(text)
+        if read + len(raw) <= cut:
             yield "train", text, False
         elif read >= cut:
             yield "val", text, False
         else:
-            head = text.encode(errors="replace")[: cut - read].decode(errors="ignore")
+            head = raw[: cut - read].decode(errors="ignore")
             yield "train", head, False
-            yield "val", text[len(head) :], False
-        read += n_bytes
+            yield "val", raw[len(head.encode()) :].decode(), False
+        read += len(raw)

@@ -72,6 +72,9 @@ def converse(model, tokenizer, provenance: dict, config: GenerateConfig) -> None
         except EOFError:
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"that was no {error.encoding} text; once more:")
+            continue
         if not prompt:
             return
         seed += 1

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
-from config import ROOT, TrainConfig, UserError
+from config import DATA, TrainConfig, UserError
+from tokenizer import unfinished
 
 Piece = tuple[str, bool]  # some text, and whether its document ends here
 PIECE = 2**20  # characters of a long text file read at a time
@@ -94,7 +95,7 @@ def automatic(config: TrainConfig) -> Source:
     name = next((short for short, long in WIKITEXT.items() if long == config.dataset_config), "")
     source = local_copy(name, config.text_field) if name else None
     if source:
-        source.why = f"data auto: {name} from {ROOT / 'data' / name}"
+        source.why = f"data auto: {name} from {DATA / name}"
         return source
     try:
         source = hub_source(config.dataset_name, config.dataset_config, config.text_field)
@@ -167,21 +168,22 @@ def files_source(data: str, text_field: str) -> Source:
     train = [file for file in files if splits[file] == "train"] if own else files
     val = [file for file in files if splits[file] == "val"] if own else []
     skipped = Skipped()
+    wikitext = path.name in WIKITEXT  # a row there is a line
     source = Source(
         name=str(data),
-        key=hashlib.sha256(repr([(file.name, digest(file)) for file in files] + [text_field]).encode()).hexdigest(),
+        key=hashlib.sha256(repr([(f.name, digest(f)) for f in files] + [text_field, wikitext]).encode()).hexdigest(),
         n_bytes=sum(sizes[file] for file in train),
-        train=lambda: read_files(train, text_field, skipped),
+        train=lambda: read_files(train, text_field, skipped, wikitext),
         skipped=skipped,
     )
     if val:
-        source.val = lambda: read_files(val, text_field, skipped)
+        source.val = lambda: read_files(val, text_field, skipped, wikitext)
     return source
 
 
 def local_copy(name: str, text_field: str) -> Source | None:
     """A dataset kept as a folder of its own files under `data/`."""
-    folder = ROOT / "data" / name
+    folder = DATA / name
     if not folder.is_dir() or not any(p.suffix.lower() in KINDS for p in folder.rglob("*")):
         return None
     return files_source(str(folder), text_field)
@@ -195,19 +197,17 @@ def split_of(file: Path) -> str:
     )
 
 
-def read_files(files: list[Path], text_field: str, skipped: Skipped) -> Iterator[Piece]:
+def read_files(files: list[Path], text_field: str, skipped: Skipped, wikitext: bool = False) -> Iterator[Piece]:
+    """The documents of some files; `wikitext` joins what they hold to articles."""
     for file in files:
-        suffix = file.suffix.lower()
+        suffix, lines = file.suffix.lower(), wikitext or file.name.startswith("wiki.")
         if suffix == ".jsonl":
-            rows = read_jsonl(file, text_field, skipped)
+            pieces = clean(read_jsonl(file, text_field, skipped), skipped, empty=lines)
         elif suffix == ".parquet":
-            rows = read_parquet(file, text_field)
-        elif file.name.startswith("wiki."):
-            rows = ((line, f"{file}") for line in articles(line for line, _ in read_text(file, skipped)))
+            pieces = clean(read_parquet(file, text_field), skipped, empty=lines)
         else:
-            yield from read_text(file, skipped)
-            continue
-        yield from clean(rows, skipped)
+            pieces = read_text(file, skipped)
+        yield from ((text, True) for text in articles(text for text, _ in pieces)) if lines else pieces
 
 
 def read_text(file: Path, skipped: Skipped) -> Iterator[Piece]:
@@ -217,16 +217,17 @@ def read_text(file: Path, skipped: Skipped) -> Iterator[Piece]:
         UserError: when it is no UTF-8 text at all, naming the first line that is not.
     """
     number, bad, first_bad, held = 0, 0, 0, []
-    size, any_text = 0, False
+    size, any_text, new_line = 0, False, True
     with open(file, "rb") as lines:
+        if (mark := lines.read(3)).startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{file} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8 {file.name}.")
+        if mark != b"\xef\xbb\xbf":
+            lines.seek(0)
         while raw := lines.readline(4 * PIECE):
-            number += 1
-            if number == 1:
-                if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{file} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8 {file.name}.")
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            while not raw.endswith(b"\n") and raw[-1] >= 0x80 and (more := lines.read(1)):
-                raw += more  # a piece of a long line must not cut a character
+            for _ in range(3):  # a piece of a long line must not cut a character
+                raw += lines.read(1) if unfinished(raw) else b""
+            number += new_line
+            new_line = raw.endswith(b"\n")
             try:
                 line = raw.decode()
             except UnicodeDecodeError:
@@ -305,14 +306,14 @@ def missing_field(text_field: str, where: str, fields: list[str]) -> UserError:
     return UserError(f"{where} has no field {text_field!r}; its fields are {names}: choose one with --text_field.")
 
 
-def clean(rows: Iterator[tuple[object, str]], skipped: Skipped) -> Iterator[Piece]:
-    """The rows that are text, each a document; the others are counted."""
+def clean(rows: Iterator[tuple[object, str]], skipped: Skipped, empty: bool = False) -> Iterator[Piece]:
+    """The rows that are text, each a document; the others are counted. With `empty`, empty rows are text too."""
     for value, where in rows:
         if value is None:
             skipped.add("null row", where)
         elif not isinstance(value, str):
             skipped.add(f"row of type {type(value).__name__}, not text", where)
-        elif not value.strip():
+        elif not (empty or value.strip()):
             skipped.add("empty row", where)
         else:
             yield value, True
@@ -336,7 +337,7 @@ def digest(file: Path) -> str:
     """SHA-256 of a file's content, remembered by its path, size and time."""
     stat = file.stat()
     mark = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    known_file = ROOT / "data" / "digests.json"
+    known_file = DATA / "digests.json"
     try:
         known = json.loads(known_file.read_text())
     except (OSError, ValueError):
@@ -347,7 +348,7 @@ def digest(file: Path) -> str:
                 known[mark] = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions.") from error
-        known_file.parent.mkdir(exist_ok=True)
+        known_file.parent.mkdir(parents=True, exist_ok=True)
         fresh = known_file.with_suffix(f".{os.getpid()}")
         fresh.write_text(json.dumps(known))
         os.replace(fresh, known_file)
@@ -395,10 +396,19 @@ def hub_source(name: str, configuration: str, text_field: str) -> Source:
     skipped = Skipped()
 
     def read(split: str) -> Iterator[Piece]:
-        rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in enumerate(loaded[split], 1))
+        rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in enumerate(arriving(loaded[split]), 1))
         if "wikitext" in name:
-            return ((text, True) for text in articles(value for value, _ in rows))
+            return ((text, True) for text in articles(text for text, _ in clean(rows, skipped, empty=True)))
         return clean(rows, skipped)
+
+    def arriving(rows: Iterator[dict]) -> Iterator[dict]:
+        try:
+            yield from rows
+        except Exception as error:  # the network's failures, and those of damaged files
+            raise UserError(
+                f"{name} could not be read to its end ({type(error).__name__}: {str(error)[:200]}): start again, or download "
+                "the dataset's own files into a folder and pass --data FOLDER."
+            ) from error
 
     size = getattr(loaded["train"].info, "dataset_size", 0) or 0
     return Source(

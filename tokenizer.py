@@ -56,8 +56,8 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each id stands for, (vocab_size,) uint16: what turns nats per token into bits per byte."""
-        return np.array([len(piece) for piece in self._table], dtype=np.uint16)
+        """Bytes of text that each id stands for, (vocab_size,) float64: what turns nats per token into bits per byte."""
+        return np.array([len(piece) for piece in self._table], dtype=np.float64)
 
     @functools.cached_property
     def _table(self) -> list[bytes]:
@@ -127,7 +127,11 @@ class CharTokenizer(Tokenizer):
         self._id_of[points] = np.arange(len(points))
 
     def encode(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        except UnicodeEncodeError:  # a lone surrogate
+            text = to_bytes(text).decode()
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         ids = self._id_of[points]
         if ids.size == 0 or ids.min() >= 0:
             return ids.astype(np.uint32)
@@ -154,6 +158,11 @@ class CharTokenizer(Tokenizer):
 
     def token_bytes(self) -> list[bytes]:
         return [c.encode() for c in self.characters] + [b""] * 17
+
+    def byte_lengths(self) -> np.ndarray:
+        lengths = super().byte_lengths()
+        lengths[self.nibble : self.eot] = 0.5  # two ids spell one byte
+        return lengths
 
     def to_dict(self) -> dict:
         return {"kind": self.kind, "characters": self.characters}
@@ -206,18 +215,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     Raises:
         UserError: for a size that has no room for the 256 bytes.
     """
-    from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trained
+    from tokenizers import models, pre_tokenizers, trainers
 
     if vocab_size < 257:
         raise UserError(
             f"vocab_size is {vocab_size}; a bpe needs 257 or more (256 bytes and the end of text): pass --vocab_size 257 or --tokenizer byte."
         )
-    words = pre_tokenizers.Split(Regex(WORDS.replace("++", "+")), behavior="isolated")
     trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # cuts where WORDS does
     alphabet = sorted(byte_symbols())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False, max_token_length=32

@@ -35,6 +35,7 @@ BAD_IN_A_ROW = 3  # skipped steps before the run goes back to its last good stat
 REWINDS = 3  # how often it may go back before it gives up
 SAVE_SECONDS = 600  # last.pt is written at least this often
 TENTHS = 10  # evaluations of a run with a time budget
+FORWARD = 2.5  # how much faster a forward alone is than a whole step
 
 
 class Task(Protocol):
@@ -44,7 +45,7 @@ class Task(Protocol):
     tokenizer: Any
 
     def batch(self, step: int) -> tuple[Tensor, ...]: ...
-    def evaluate(self, model: nn.Module, complete: bool, autocast) -> Score: ...
+    def evaluate(self, model: nn.Module, limit: int, autocast) -> Score: ...
     def evaluation_tokens(self) -> int: ...
     def sample(self, model: nn.Module, seed: int) -> str: ...
 
@@ -119,12 +120,13 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.replay: dict[int, dict] = {}  # steps done before, by number: their share of the run is taken from here
         self.saved_at = time.monotonic()
-        self.last_score: Score | None = None
+        self.last_score: tuple[int, Score] | None = None  # the last evaluation, and its step
         self.stop_reason = ""
         self.budget = 0.0  # seconds of training in a run with a time budget
-        self.saved_step = -1
+        self.saved_step = self.numbered_step = -1
         self.loss = math.nan
         self.rates: deque[tuple[float, int]] = deque(maxlen=20)
+        self.peak = calibrate.matrix_rate(self.device, plan.dtype)
 
     # ---- the loop
 
@@ -135,6 +137,7 @@ class Trainer:
             while not self.stop_reason:
                 if self.time_to_evaluate():
                     self.evaluate_and_save()
+                self.save_numbered()
                 if self.stop_reason or self.done():
                     break
                 self.step()
@@ -147,7 +150,7 @@ class Trainer:
         self.clock = time.monotonic() - self.progress.elapsed
         if self.config.time and not self.budget:  # a resumed run keeps its first one's
             left = seconds(self.config.time) - (time.monotonic() - self.started) - self.closing_seconds()
-            self.budget = self.progress.elapsed + max(1.0, left)
+            self.budget = self.ranks.gather(self.progress.elapsed + max(1.0, left))[0]
         if self.progress.step == 0:
             self.save_last()
         self.log.start_bar(
@@ -158,7 +161,7 @@ class Trainer:
 
     def closing_seconds(self) -> float:
         """What the final evaluation, the last files and the picture will take, about."""
-        return 4.0 + self.task.evaluation_tokens() / self.plan.tokens_per_second / 2
+        return 4.0 + self.task.evaluation_tokens() / self.plan.tokens_per_second / FORWARD
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1: of its time where it has a budget, else of its steps."""
@@ -181,6 +184,13 @@ class Trainer:
             return False
         self.progress.evaluated = now
         return True
+
+    def evaluation_limit(self) -> int:
+        """Tokens that an evaluation during the run scores, 0 for all: in a timed run, what a hundredth of it allows."""
+        if self.config.eval_tokens or not self.config.time:
+            return self.config.eval_tokens
+        allowed = int(self.budget * self.plan.tokens_per_second * FORWARD / 100)
+        return 0 if allowed >= self.task.evaluation_tokens() else max(1, allowed)
 
     def step(self) -> None:
         """One optimizer update, or a skipped one where the loss or the gradient is not finite or leaps."""
@@ -221,13 +231,15 @@ class Trainer:
         Out of memory halves the micro-batch and starts the step again: the global batch, and so the run, stays the same.
         """
         batch = tuple(part.to(self.device, non_blocking=True) for part in self.task.batch(self.progress.step))
+        random = self.random_state()
         while True:
             try:
                 return self.micro_steps(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
             self.halve()
+            self.set_random_state(random)  # the step begins again, and so does its dropout
 
     def micro_steps(self, batch: tuple[Tensor, ...]) -> float:
         micro = self.progress.micro_batch
@@ -313,7 +325,7 @@ class Trainer:
         """Scores, keeps the best, writes a sample, saves."""
         if self.average:
             self.average.swap()
-        score = self.task.evaluate(self.model, complete=False, autocast=self.autocast())
+        score = self.task.evaluate(self.model, self.evaluation_limit(), self.autocast())
         state = self.progress
         self.log.event("evaluation", step=state.step, **asdict(score))
         better = math.isfinite(score.loss) and score.loss < state.best
@@ -331,11 +343,8 @@ class Trainer:
             self.log.event("sample", step=state.step, text=text)
         if self.average:
             self.average.swap()
-        self.last_score = score
+        self.last_score = state.step, score
         self.save_last()
-        every = self.config.save_interval
-        if every and self.ranks.first and state.step % every == 0:
-            checkpoint.save_numbered(self.folder, state.step, self.content(score, training=True), self.config.keep)
         if self.config.patience and state.stale >= self.config.patience:
             self.stop_reason = f"no better for {state.stale} evaluations"
 
@@ -343,7 +352,7 @@ class Trainer:
         state = self.progress
         self.rates.append((dt, self.plan.tokens_per_step))
         speed = sum(n for _, n in self.rates) / sum(t for t, _ in self.rates)
-        mfu = speed / self.ranks.world * self.plan.flops_per_token / calibrate.matrix_rate(self.device, self.plan.dtype)
+        mfu = speed / self.ranks.world * self.plan.flops_per_token / self.peak
         self.log.event(
             "step",
             step=state.step - 1,
@@ -388,10 +397,18 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **self.random_state(),
             "budget": self.budget,
         }
+
+    def random_state(self) -> dict[str, Tensor | None]:
+        gpu = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {"random": torch.get_rng_state(), "random_gpu": gpu}
+
+    def set_random_state(self, saved: dict[str, Any]) -> None:
+        torch.set_rng_state(saved["random"].cpu())
+        if saved["random_gpu"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_gpu"].cpu(), self.device)
 
     def restore(self, content: dict[str, Any]) -> None:
         """Takes a checkpoint's state over, to the last bit."""
@@ -402,11 +419,10 @@ class Trainer:
         self.scaler.load_state_dict(saved["scaler"])
         if self.average:
             self.average.load_state_dict(saved["average"])
-        torch.set_rng_state(saved["random"].cpu())
-        if saved["random_gpu"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random_gpu"].cpu(), self.device)
+        self.set_random_state(saved)
         self.progress = Progress(**saved["progress"])
         self.budget = saved["budget"]
+        self.saved_step = self.numbered_step = self.progress.step
 
     def save_last(self) -> None:
         if self.saved_step == self.progress.step:
@@ -414,8 +430,23 @@ class Trainer:
         self.saved_step = self.progress.step
         if self.ranks.first:
             self.log.sync()
-            checkpoint.save_last(self.folder, self.content(self.last_score, training=True))
+            checkpoint.save_last(self.folder, self.content(self.score_here(), training=True))
         self.saved_at = time.monotonic()
+
+    def save_numbered(self) -> None:
+        every, step = self.config.save_interval, self.progress.step
+        if not every or not step or step % every or step == self.numbered_step:
+            return
+        self.numbered_step = step
+        if self.ranks.first:
+            checkpoint.save_numbered(
+                self.folder, step, self.content(self.score_here(), training=True), self.config.keep
+            )
+
+    def score_here(self) -> Score | None:
+        """The score of this very step, where it was evaluated."""
+        step, score = self.last_score or (-1, None)
+        return score if step == self.progress.step else None
 
 
 def fit(trainer: Trainer) -> dict[str, Any]:
@@ -456,14 +487,14 @@ def final_score(trainer: Trainer) -> Score:
     state, best_file = trainer.progress, trainer.folder / checkpoint.BEST
     if trainer.average:
         trainer.average.swap()
-    score = trainer.task.evaluate(trainer.model, complete=True, autocast=trainer.autocast())
+    score = trainer.task.evaluate(trainer.model, limit=0, autocast=trainer.autocast())
     trainer.log.event("evaluation", step=state.step, **asdict(score))
     trainer.ranks.barrier()
-    if state.best < score.loss and best_file.exists():
+    if best_file.exists() and not score.loss <= state.best:  # also where the last loss is NaN
         held = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
         trainer.model.load_state_dict(checkpoint.load(best_file, trainer.device)["model"])
-        best = trainer.task.evaluate(trainer.model, complete=True, autocast=trainer.autocast())
-        if best.loss <= score.loss:
+        best = trainer.task.evaluate(trainer.model, limit=0, autocast=trainer.autocast())
+        if not score.loss < best.loss:
             return best
         trainer.model.load_state_dict(held)
     if math.isfinite(score.loss):
@@ -492,9 +523,15 @@ def verify_resume(trainer: Trainer) -> str:
     trainer.restore(before)
     trainer.replay = runlog.latest_by_step(runlog.read_events(trainer.log.folder), "step")
     trainer.log = runlog.RunLog(trainer.log.folder, active=False)
-    while trainer.progress.step < end["step"]:
-        trainer.progress.micro_batch = trainer.replay[trainer.progress.step]["micro_batch"]
+    while (step := trainer.progress.step) < end["step"]:
+        if step not in trainer.replay:
+            raise UserError(f"the log {trainer.log.folder / 'events.jsonl'} has lost step {step}: train on and try again.")
+        trainer.progress.micro_batch = trainer.replay[step]["micro_batch"]
         trainer.step()
+        if runlog.finite(trainer.loss) != trainer.replay[step]["loss"]:
+            raise UserError(
+                f"step {step}, replayed, has the loss {trainer.loss!r}; the run's log says {trainer.replay[step]['loss']!r}."
+            )
     replayed = {
         "model": trainer.model.state_dict(),
         **{k: v for k, v in trainer.training_state().items() if k not in ("progress", "budget")},
@@ -526,8 +563,9 @@ def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: CUDA has a type for it, the CPU's allocator only words."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+    words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(word in str(error).lower() for word in words)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ STARTED = time.monotonic()  # a budget counts from here: loading torch is part o
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
+import errno  # noqa: E402
 from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from config import PRESETS, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
+from config import PRESETS, ROOT, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
 
 EXIT = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = {  # what a resumed run may do otherwise than before
@@ -34,10 +35,35 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         code = 3 if type(error).__name__ == "Diverged" else 2
+    except BrokenPipeError:  # `| head` closed its end
+        sys.stderr.close()
+        code = 141
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not (sentence := advice(error)):
+            raise
+        print(f"\n{sentence}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("\nstopped; nothing was lost that had been saved.", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def advice(error: Exception) -> str:
+    """What to do about an error that is the machine's limit and no fault of ours; nothing for others."""
+    if isinstance(error, OSError):
+        mendable = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG)
+        where = f"{error.filename} " if error.filename else "a file "
+        told = f"{where}could not be used ({error.strerror}): make room, or choose other folders with --out_dir and --log_dir."
+        return told if error.errno in mendable else ""
+    from train import out_of_memory
+
+    if not out_of_memory(error):
+        return ""
+    return (
+        "out of memory. Pass a smaller --n_embd, --n_layer, --vocab_size, --block_size or --micro_batch_size; "
+        "what had been saved is intact."
+    )
 
 
 # ---- train and plan
@@ -68,6 +94,8 @@ def train(argv: list[str]) -> int:
 
     values = settings(given)
     config = take(TrainConfig, values)
+    if not config.resume and not config.verify_resume:
+        take(ModelConfig, values)  # an impossible shape is refused before the data is read
     ranks = distributed.start(config.device)
     try:
         return train_on(ranks, given, values, config)
@@ -80,7 +108,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
     from train import Trainer, fit, verify_resume
     from training import calibrate, plan, runlog
 
-    out_dir = Path(config.out_dir)
+    out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
     run = ranks.gather(choose_run(config, out_dir))[0]
     folder = out_dir / run
     say = print if ranks.first else (lambda *_: None)
@@ -91,34 +119,39 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         say(f"resuming {folder} from {path.name}, step {saved['training']['progress']['step']}")
     calibrate.tune_process(ranks.device, config.threads)
     with lock(folder) if ranks.first else contextlib.nullcontext():
-        corpus, config = find_corpus(config, given, values, say, ranks)
+        if not saved:
+            refuse_used(folder)
+        asked = saved["provenance"]["asked_vocab_size"] if saved else asked_vocab_size(given, values)
+        corpus, config = find_corpus(config, given, asked, saved, say, ranks)
         if saved and saved["provenance"]["data_hash"] != corpus.data_hash:
             raise UserError(
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
         model_config = take(ModelConfig, {**values, "vocab_size": corpus.tokenizer.vocab_size})
         model = make_model(model_config, config, ranks, saved)
-        told = plan.make_plan(model.config, config, ranks, len(corpus.train))
+        told = ranks.gather(plan.make_plan(model.config, config, ranks, len(corpus.train)))[0]  # probes differ a little
         if told.compile:
             compile_trunk(model)
         for line in told.lines():
             say(line)
-        log = runlog.RunLog(Path(config.log_dir) / run, ranks.first, config.progress)
+        log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
         from training.text import TextTask
 
         task = TextTask(corpus, config, model.config.block_size, ranks)
+        task.provenance["asked_vocab_size"] = asked
         trainer = Trainer(model, task, config, told, ranks, folder, log, STARTED)
         if config.verify_resume:
             say(verify_resume(trainer))
             return 0
+        if ranks.first:
+            checkpoint.clean_temporaries(folder)
         if saved:
             trainer.restore(saved)
             trainer.progress.micro_batch = told.micro_batch_size
             if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
                 trainer.budget = 0.0
             log.event("resume", step=trainer.progress.step)
-        elif ranks.first:
-            checkpoint.clean_temporaries(folder)
+        else:
             log.event(
                 "start",
                 run=run,
@@ -136,6 +169,11 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
     return EXIT.get(summary["stop_reason"], 0)
 
 
+def place(name: str, given: dict[str, Any], config: TrainConfig) -> Path:
+    """A folder: the one that was typed, from the working directory; the default one, beside the toolkit."""
+    return Path(getattr(config, name)) if name in given else ROOT / getattr(config, name)
+
+
 def choose_run(config: TrainConfig, out_dir: Path) -> str:
     """The run's name: the one given, the newest one to resume, or preset and date."""
     if config.run:
@@ -150,6 +188,29 @@ def choose_run(config: TrainConfig, out_dir: Path) -> str:
     return f"{config.preset or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def refuse_used(folder: Path) -> None:
+    """A new run never takes the place of one that has been trained.
+
+    Raises:
+        UserError: when the folder holds steps that would be lost.
+    """
+    import checkpoint
+
+    try:
+        step = checkpoint.load_newest(folder, lambda _: None)[0]["training"]["progress"]["step"]
+    except UserError:  # nothing there that could be gone on with
+        return
+    if step:
+        raise UserError(
+            f"{folder} holds a run of {step} steps: pass --resume to go on with it, or another name with --run."
+        )
+
+
+def asked_vocab_size(given: dict[str, Any], values: dict[str, Any]) -> int:
+    """The size that a trained tokenizer should have; the default of 50,257 is GPT-2's and asks nothing of others."""
+    return values.get("vocab_size", 0) if "vocab_size" in given or values.get("tokenizer") == "bpe" else 0
+
+
 def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of the run that goes on, with those flags that may change.
 
@@ -158,7 +219,9 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
     """
     was = {**saved["provenance"]["train_config"], **{k: v for k, v in saved["config"].items() if k != "kind"}}
     for name, value in given.items():
-        if name in was and name not in MAY_CHANGE and value != was[name] and not (name == "vocab_size" and value == 0):
+        if name == "vocab_size" and value in (0, saved["provenance"]["asked_vocab_size"]):
+            continue
+        if name in was and name not in MAY_CHANGE and value != was[name]:
             raise UserError(
                 f"{name} is {value!r} but the run was started with {was[name]!r}: leave --{name} out to resume, or start a new run without --resume."
             )
@@ -171,7 +234,7 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
     return take(TrainConfig, values), values
 
 
-def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, Any], say, ranks):
+def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: dict | None, say, ranks):
     """The tokenised corpus; where GPT-2's tokenizer was only the default and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
     from data import open_corpus, prepare
@@ -182,8 +245,11 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     source = find_source(config)
     if source.why:
         say(source.why)
-    ready = start_tokenizer(config)
-    if not ready and config.tokenizer == "gpt2" and not config.resume:
+    if saved and (config.init_from or config.tokenizer == "gpt2"):
+        ready = tokenizers.from_dict(saved["tokenizer"])
+    else:
+        ready = start_tokenizer(config)
+    if not ready and config.tokenizer == "gpt2":
         try:
             ready = tokenizers.load_gpt2()
         except UserError as error:
@@ -191,7 +257,6 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
                 raise
             say(f"tokenizer: a bpe of the corpus, because {str(error).splitlines()[0]}")
             config = dataclasses.replace(config, tokenizer="bpe")
-    wanted = values.get("vocab_size", 0) if "vocab_size" in given or values.get("tokenizer") == "bpe" else 0
     corpus = prepare(config, source, wanted, ready, progress=config.progress and ranks.first)
     counts = corpus.meta["train"], corpus.meta["val"]
     say(
@@ -345,14 +410,16 @@ def list_presets() -> int:
 
     ranks = distributed.Ranks(0, 1, distributed.pick_device("auto"))
     calibrate.tune_process(ranks.device)
+    small = ModelConfig()
+    fastest = min(calibrate.seconds_per_token(small, ranks.device, dtype) for dtype in ("float32", "bfloat16"))
+    rate = plan.flops_per_token(small) / fastest  # what a model of the default size reaches here
     print(f"{'preset':<16}{'model':<38}{'parameters':>11}{'memory':>10}{'steps':>9}{'time here':>12}")
     for name, preset in PRESETS.items():
         values = {"vocab_size": 128 if preset.get("tokenizer") == "char" else 50257, **preset}
         model_config, config = take(ModelConfig, values), take(TrainConfig, values)
         parameters = plan.count_parameters(model_config)
-        rate = max(calibrate.matrix_rate(ranks.device, dtype) for dtype in ("float32", "bfloat16"))
         tokens = config.max_iters * config.batch_size * model_config.block_size
-        taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / (0.4 * rate)
+        taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / rate
         micro = plan.choose_micro_batch(model_config, config, parameters, "float32", config.batch_size, ranks.device)
         shape = f"{model_config.architecture}, {model_config.n_layer} × {model_config.n_embd}, block {model_config.block_size}"
         room = plan.size(plan.memory(model_config, config, parameters, "float32", micro, "adamw"))
@@ -384,7 +451,7 @@ def evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     import checkpoint
-    from data import prepare
+    from data import open_corpus, prepare
     from sources import find_source
     from training import calibrate, distributed
     from training.evaluate import evaluate as score_text
@@ -394,7 +461,12 @@ def evaluate(argv: list[str]) -> int:
     model, tokenizer, provenance = checkpoint.load_model(args.checkpoint, ranks.device)
     trained = provenance.get("train_config", {})
     config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})
-    corpus = prepare(config, find_source(config), 0, tokenizer)
+    if (Path(config.data) / "meta.json").exists():
+        corpus = open_corpus(Path(config.data))
+        if corpus.tokenizer.to_dict() != tokenizer.to_dict():
+            raise UserError(f"the shards in {config.data} have another tokenizer than {args.checkpoint}: pass the text as --data.")
+    else:
+        corpus = prepare(config, find_source(config), 0, tokenizer)
     score = score_text(model, corpus, model.config.block_size, ranks)
     print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}: {score.loss:.4f} ± {score.loss_se:.4f} nats per token, "
           f"perplexity {score.perplexity:.2f}, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)")  # fmt: skip
@@ -491,12 +563,12 @@ def compare(argv: list[str]) -> int:
     """A table of runs, from their logs."""
     parser = Parser(prog="train_cli.py compare", description="Shows runs side by side.")
     parser.add_argument("runs", nargs="*", help="names of runs [all]")
-    parser.add_argument("--log_dir", "--log-dir", default="logs", help="folder of the logs [logs]")
+    parser.add_argument("--log_dir", "--log-dir", default="", help="folder of the logs [logs]")
     args = parser.parse_args(argv)
 
     from training.compare import table
 
-    print(table(Path(args.log_dir), args.runs))
+    print(table(Path(args.log_dir or ROOT / "logs"), args.runs))
     return 0
 
 

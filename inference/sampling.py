@@ -20,7 +20,8 @@ def choose(logits: Tensor, seen: Tensor, config: GenerateConfig, randoms: list[t
     logits = penalise(logits.float(), seen, config.repetition_penalty)
     if config.temperature == 0:
         return logits.argmax(-1)
-    probabilities = restrict(logits / config.temperature, config).softmax(-1).double()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, 1e-6)  # no temperature overflows
+    probabilities = restrict(logits, config).softmax(-1).double()
     drawn = torch.stack([torch.rand((), generator=random, dtype=torch.float64) for random in randoms]).to(logits.device)
     ladder = probabilities.cumsum(-1)  # (B, V): the rung that the drawn number falls on
     return torch.searchsorted(ladder, (drawn * ladder[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.size(-1) - 1)
@@ -88,7 +89,8 @@ def many(
             rows[row].append(token) if token != tokenizer.eot else open_rows.discard(row)
         if not open_rows:
             break
-    return [tokenizer.decode(row) for row in rows]
+    texts = [tokenizer.decode(row) for row in rows]
+    return [text if (end := first_stop(text, config.stop)) < 0 else text[:end] for text in texts]
 
 
 def stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], config: GenerateConfig, seed: int) -> Iterator[str]:
@@ -111,8 +113,8 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], config: Generate
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Where the first stop string begins, or -1."""
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=-1)
+    """Where the first stop string begins, or -1. An empty one stops nothing."""
+    return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=-1)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str, documents: bool) -> list[int]:

@@ -17,10 +17,10 @@ from dataclasses import asdict
 
 import torch
 
-from config import ROOT, ModelConfig
+from config import DATA, ModelConfig
 from model import GPT
 
-MEMORY = ROOT / "data" / "machine.json"
+MEMORY = DATA / "machine.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,7 +34,7 @@ def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | f
     if key not in known:
         known[key] = measure()
         try:
-            MEMORY.parent.mkdir(exist_ok=True)
+            MEMORY.parent.mkdir(parents=True, exist_ok=True)
             fresh = MEMORY.with_suffix(f".{os.getpid()}")
             fresh.write_text(json.dumps(known, indent=1))
             os.replace(fresh, MEMORY)

@@ -44,7 +44,7 @@ def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, li
         count = max(1, round(len(windows) * limit / windows[:, 1].sum()))
         windows = windows[np.linspace(0, len(windows) - 1, count).astype(int)]
     windows = windows[np.argsort(-windows[:, 1], kind="stable")]  # like lengths together: less padding
-    lengths = corpus.tokenizer.byte_lengths().astype(np.int64)
+    lengths = corpus.tokenizer.byte_lengths()
     per_batch = max(1, TOKENS // block_size)
     groups = [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
     was_training = model.training
@@ -66,7 +66,7 @@ def score(rows: list[tuple[float, int, int]]) -> Score:
     nats, tokens, n_bytes = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     loss, loss_se = ratio(nats, tokens)
     bpb, bpb_se = ratio(nats / math.log(2), n_bytes)
-    return Score(loss, loss_se, math.exp(min(loss, 700)), bpb, bpb_se, int(tokens.sum()), int(n_bytes.sum()))
+    return Score(loss, loss_se, math.exp(min(loss, 700)), bpb, bpb_se, round(tokens.sum()), round(n_bytes.sum()))
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:

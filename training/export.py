@@ -149,7 +149,8 @@ def their_config(config: ModelConfig, eot: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": config.block_size,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope_theta,  # where transformers 4, vLLM and llama.cpp look
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # and transformers 5
         "attention_bias": False,
         "attention_dropout": 0.0,
         "use_sliding_window": False,
@@ -165,7 +166,11 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
     """
     kind = theirs.get("model_type")
     refused = {
-        "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_by_inverse_layer_idx": (False,)},
+        "gpt2": {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
         "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
     }
     if kind not in refused:
@@ -188,7 +193,8 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
             norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
         )
     rope = theirs.get("rope_parameters") or {}
-    if (theirs.get("rope_scaling") or rope).get("rope_type", "default") != "default":
+    scaling = theirs.get("rope_scaling") or rope
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":  # "type" before transformers 4.43
         raise UserError("the model stretches its rotary positions (rope_scaling), which this toolkit does not.")
     return ModelConfig(
         architecture="modern",
@@ -212,8 +218,7 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
 def their_tokenizer(tokenizer: Tokenizer):
     """Our tokenizer as a `tokenizers.Tokenizer` that gives the same ids.
 
-    Raises:
-        UserError: for a char tokenizer, which that format can only hold without its spelling of unknown characters.
+    That format cannot spell a char tokenizer's unknown characters: there, and only there, they become the end of text.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
@@ -223,7 +228,7 @@ def their_tokenizer(tokenizer: Tokenizer):
             f"<nibble {n:x}>": tokenizer.nibble + n for n in range(16)
         }
         theirs = Theirs(models.WordLevel(ids | {EOT: tokenizer.eot}, unk_token=EOT))
-        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s:.)"), "isolated")
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Fuse()
     else:
         symbol = {byte: char for char, byte in tokenizers.byte_symbols().items()}
@@ -235,10 +240,7 @@ def their_tokenizer(tokenizer: Tokenizer):
             else [tuple("".join(symbol[b] for b in half) for half in pair) for pair in merge_pairs(tokenizer)]
         )
         theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | {EOT: tokenizer.eot}, merges))
-        words = pre_tokenizers.Split(Regex(tokenizers.WORDS.replace("++", "+")), "isolated")
-        theirs.pre_tokenizer = pre_tokenizers.Sequence(
-            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # cuts where WORDS does
         theirs.decoder = decoders.ByteLevel()
     theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
     return theirs
@@ -269,29 +271,49 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         UserError: when it is of another kind, or cuts words in another way than GPT-2.
     """
     vocab_file, whole = folder / "vocab.json", folder / "tokenizer.json"
-    if whole.exists():
-        vocabulary = json.loads(whole.read_text())["model"].get("vocab", {})
-    elif vocab_file.exists():
-        vocabulary = json.loads(vocab_file.read_text())
-    else:
-        raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
     ours = folder / "toolkit_tokenizer.json"
-    if ours.exists():
-        return tokenizers.from_dict(json.loads(ours.read_text()))
+    try:
+        if ours.exists():
+            return tokenizers.from_dict(json.loads(ours.read_text()))
+        if whole.exists():
+            vocabulary = json.loads(whole.read_text())["model"].get("vocab", {})
+        elif vocab_file.exists():
+            vocabulary = json.loads(vocab_file.read_text())
+        else:
+            raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the tokenizer in {folder} cannot be read ({error}): copy the folder again.") from error
+    vocabulary = vocabulary if isinstance(vocabulary, dict) else {}
     to_byte = tokenizers.byte_symbols()
     ordered = sorted((i, piece) for piece, i in vocabulary.items() if piece != EOT)
     if [i for i, _ in ordered] != list(range(len(ordered))) or any(
         c not in to_byte for _, piece in ordered for c in piece
     ):
         raise UserError(
-            f"the tokenizer in {folder} is no byte-level BPE with ids in order: import the weights with --tokenizer_from CHECKPOINT of one you have."
+            f"the tokenizer in {folder} is no byte-level BPE with ids in order, which is all that import reads: "
+            "choose a model with GPT-2's kind of tokenizer."
         )
     found = BPETokenizer(
         [bytes(to_byte[c] for c in piece) for _, piece in ordered], "gpt2" if vocab_size == 50257 else "bpe"
     )
     if found.vocab_size > vocab_size:
-        raise UserError(f"the tokenizer in {folder} has {found.vocab_size} tokens, the model {vocab_size}.")
+        raise UserError(
+            f"the tokenizer in {folder} has {found.vocab_size} tokens, the model {vocab_size}: copy both from one model."
+        )
+    if whole.exists() and not same_ids(found, whole):
+        raise UserError(
+            f"the tokenizer in {folder} cuts text in another way than GPT-2's, so its ids would differ: "
+            "choose a model with GPT-2's kind of tokenizer."
+        )
     return found
+
+
+def same_ids(ours: BPETokenizer, file: Path) -> bool:
+    """Whether a tokenizer.json cuts a text full of borders as we do."""
+    from tokenizers import Tokenizer as Theirs
+
+    text = "Hello  World's 12345 DON'T, caf\u00e9 cafe\u0301\n\n  x\t \n\u65e5\u672c\u8a9e \U0001f642 don't..."
+    return Theirs.from_file(str(file)).encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
 
 
 # ---- the two verbs
@@ -307,6 +329,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
     try:
         theirs = json.loads((folder / "config.json").read_text())
+        if not isinstance(theirs, dict):
+            raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder} has no readable config.json ({error}): give the folder of a transformers model."
@@ -316,7 +340,10 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has no .safetensors files; .bin files can run code and are not read: convert them with transformers' save_pretrained."
         )
-    config = our_config(theirs)
+    try:
+        config = our_config(theirs)
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'} says nothing of {error}: copy it again.") from error
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -324,7 +351,11 @@ def read_folder(folder: Path) -> dict[str, Any]:
         except Exception as error:  # safetensors' own error is no OSError
             raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
     model = GPT(config)
-    model.load_state_dict(to_ours(config, weights))
+    try:
+        model.load_state_dict(to_ours(config, weights))
+    except RuntimeError as error:
+        told = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights in {folder} do not fit its config.json ({told}): copy both again.") from error
     provenance = {
         "run": folder.name,
         "step": 0,
@@ -356,7 +387,7 @@ def write_folder(path: Path | str, folder: Path) -> str:
     """
     from safetensors.torch import save_file
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another folder with --out.")
     model, tokenizer, provenance = checkpoint.load_model(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -378,8 +409,10 @@ def write_folder(path: Path | str, folder: Path) -> str:
         )
         (folder / "README.md").write_text(card(model, provenance))
         return compare_logits(model, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder)
+        if isinstance(error, OSError):
+            raise UserError(f"{folder} could not be written ({error.strerror}): choose another --out.") from error
         raise
 
 

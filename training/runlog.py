@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from config import UserError
+
 
 class RunLog:
     """The log of a run in `logs/<run>/`. On ranks other than the first it writes nothing."""
@@ -22,8 +24,12 @@ class RunLog:
         self.board = None
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.events = open(folder / "events.jsonl", "a", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            cut_half_line(folder / "events.jsonl")
+            self.events = open(folder / "events.jsonl", "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --log_dir.") from error
 
     def event(self, kind: str, **values: Any) -> None:
         """Appends one line. Numbers that JSON cannot hold become null."""
@@ -83,6 +89,13 @@ class RunLog:
             self.board.close()
         if self.active:
             self.events.close()
+
+
+def cut_half_line(path: Path) -> None:
+    """Removes the end of a line that a killed run began: the next line would be lost with it."""
+    if path.exists():
+        with open(path, "r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def finite(value: Any) -> Any:

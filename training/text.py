@@ -30,9 +30,8 @@ class TextTask:
         """This rank's share of a step's batch, what the model is called with: each tensor's first dimension is sequences."""
         return self.batches.batch(step, self.ranks.rank, self.ranks.world)
 
-    def evaluate(self, model: nn.Module, complete: bool, autocast) -> Score:
-        """The validation score; `complete` scores every token, otherwise `eval_tokens` may limit it."""
-        limit = 0 if complete else self.config.eval_tokens
+    def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:
+        """The validation score, over every token or over about `limit`, evenly spaced."""
         return evaluate(model, self.corpus, self.block_size, self.ranks, limit, autocast)
 
     def evaluation_tokens(self) -> int:

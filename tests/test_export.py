@@ -1,0 +1,402 @@
+"""Models and tokenizers to transformers and back: the same logits, the same ids, clear words where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import checkpoint
+import tokenizer as tokenizers
+from config import UserError
+from model import GPT, build
+from tokenizer import ByteTokenizer, CharTokenizer
+from training import export
+from training.export import our_config, our_tokenizer, read_folder, their_config, their_tokenizer, write_folder
+
+transformers = pytest.importorskip("transformers")
+TEXTS = [
+    "The cat's hat.\n\n  They'd gone  \n 1234 miles.\t\n",
+    "naïve café 日本語 🙂 \u00a0x",
+    " \n a\n\n\nb   ",
+    "",
+    "\r\n\x85\u3000.",
+]
+SHAPES = {
+    "classic": {"architecture": "classic"},
+    "classic, untied": {"architecture": "classic", "tied_head": False, "n_inner": 48},
+    "modern": {"architecture": "modern"},
+    "modern, untied, grouped": {"architecture": "modern", "tied_head": False, "n_kv_head": 2, "rope_theta": 777.0},
+    "modern, wide heads": {"architecture": "modern", "n_kv_head": 1, "head_dim": 12, "n_inner": 40, "norm_eps": 1e-5},
+}
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
+QWEN3 = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+}
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizers.train_bpe(TEXTS * 9, 320)
+
+
+@pytest.fixture(scope="module")
+def exported_bpe(bpe):
+    return their_tokenizer(bpe)
+
+
+def save_theirs(folder: Path, kind: str, **values) -> torch.nn.Module:
+    """A random model of transformers in a folder, with a tokenizer of characters beside it."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT2, **values}))
+    else:
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**QWEN3, **values}))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    tokenizer = CharTokenizer("".join(map(chr, range(65, 65 + 44))))
+    their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
+    (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))
+    return model.eval()
+
+
+def edit_config(folder: Path, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def ours_of(content: dict) -> GPT:
+    model = build(content["config"])
+    model.load_state_dict(content["model"])
+    return model.eval()
+
+
+def save_ours(path: Path, model: GPT, tokenizer) -> Path:
+    provenance = {"run": "r", "step": 3, "val_loss": 2.0, "val_bpb": 1.0, "data": "d", "documents": True}
+    checkpoint.write(path, checkpoint.content_of(model, tokenizer, provenance))
+    return path
+
+
+def ids(model: GPT) -> torch.Tensor:
+    shape = (2, model.config.block_size)
+    return torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(folder: Path, idx: torch.Tensor) -> torch.Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(idx).logits
+
+
+# ---- theirs to ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+        ("qwen3", {}),
+        ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 8}),
+        ("qwen3", {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+    ],
+)
+def test_an_imported_model_has_their_logits(tmp_path, kind, values):
+    theirs = save_theirs(tmp_path, kind, **values)
+    ours = ours_of(read_folder(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids(ours)), theirs(ids(ours)).logits, atol=1e-4, rtol=0)
+
+
+def test_an_older_transformers_wrote_the_base_of_the_positions_elsewhere(tmp_path):
+    theirs = save_theirs(tmp_path, "qwen3", rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 50.0, "rope_scaling": None}))
+    ours = ours_of(read_folder(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids(ours)), theirs(ids(ours)).logits, atol=1e-4, rtol=0)
+
+
+def test_weights_in_several_files(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_theirs(tmp_path, "gpt2")
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for n, names in enumerate((list(weights)[:9], list(weights)[9:])):
+        save_file({name: weights[name] for name in names}, tmp_path / f"model-{n}.safetensors")
+    read_folder(tmp_path)
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match="the weights have no tensor"):
+        read_folder(tmp_path)
+
+
+# ---- ours to theirs
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_exported_model_has_our_logits(tmp_path, tiny_model, shape):
+    model = tiny_model(**SHAPES[shape])
+    told = write_folder(save_ours(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out")
+    assert "transformers" in told
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(tmp_path / "out", ids(model)), model(ids(model)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", ["classic", "modern, untied, grouped"])
+def test_a_trained_model_goes_out_and_comes_back(tmp_path, tiny_model, shape):
+    model = tiny_model(**SHAPES[shape]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        model(ids(model)[:, :-1], ids(model)[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    write_folder(save_ours(tmp_path / "a.pt", model.eval(), ByteTokenizer()), tmp_path / "out")
+    again = ours_of(read_folder(tmp_path / "out"))
+    assert again.config == model.config
+    with torch.no_grad():
+        assert torch.equal(again(ids(model)), model(ids(model)))
+        torch.testing.assert_close(logits_of(tmp_path / "out", ids(model)), model(ids(model)), atol=1e-4, rtol=0)
+
+
+def test_a_config_goes_out_and_comes_back(tiny_model):
+    for shape in SHAPES.values():
+        config = tiny_model(**shape).config
+        assert our_config(their_config(config, 256)) == config
+
+
+def test_the_base_of_the_positions_is_where_both_generations_look(tiny_model):
+    written = their_config(tiny_model(rope_theta=777.0).config, 256)
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 777.0
+
+
+def test_what_is_exported_generates(tmp_path, tiny_model):
+    write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    start = tokenizer("Hello", return_tensors="pt")
+    written = model.generate(start["input_ids"], max_new_tokens=5, do_sample=False)
+    assert tokenizer.decode(written[0]).startswith("Hello")
+    assert model.config.eos_token_id == ByteTokenizer.eot
+
+
+# ---- tokenizers
+
+
+def their_ids(folder: Path, text: str) -> list[int]:
+    return transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2"])
+def test_an_exported_tokenizer_gives_our_ids_and_their_text(request, bpe, tmp_path, kind):
+    ours = {"bpe": lambda: bpe, "byte": ByteTokenizer, "gpt2": lambda: request.getfixturevalue("gpt2")}[kind]()
+    theirs = their_tokenizer(ours)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        assert theirs.encode(text).ids == ours.encode(text).tolist()
+        assert loaded(text)["input_ids"] == ours.encode(text).tolist()
+        assert theirs.decode(ours.encode(text).tolist()) == text
+    assert theirs.token_to_id(tokenizers.EOT) == ours.eot
+
+
+@given(
+    text=st.text(max_size=40)
+    | st.lists(st.sampled_from(["the", " cat", "\n", "  ", "\t", "é", "'s", "12", "ss"])).map("".join)
+)
+@settings(max_examples=200)
+def test_an_exported_bpe_gives_our_ids_for_any_text(bpe, exported_bpe, text):
+    assert exported_bpe.encode(text).ids == bpe.encode(text).tolist()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+def test_an_exported_tokenizer_gives_our_ids_on_real_text(request, shared_data, kind):
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text()[:200_000]
+    ours = tokenizers.train_bpe([text], 1000) if kind == "bpe" else request.getfixturevalue("gpt2")
+    assert their_tokenizer(ours).encode(text).ids == ours.encode(text).tolist()
+
+
+def test_an_exported_char_tokenizer_gives_our_ids_for_the_text_of_its_corpus(tmp_path, tiny_model):
+    ours = CharTokenizer("".join(TEXTS))
+    theirs = their_tokenizer(ours)
+    for text in TEXTS:
+        assert theirs.encode(text).ids == ours.encode(text).tolist()
+        assert theirs.decode(ours.encode(text).tolist()) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_tokenizer_goes_out_and_comes_back(tmp_path, tiny_model, bpe, kind):
+    ours = {"bpe": bpe, "byte": ByteTokenizer(), "char": CharTokenizer("ab\n")}[kind]
+    write_folder(save_ours(tmp_path / "a.pt", tiny_model(ours.vocab_size), ours), tmp_path / "out")
+    again = tokenizers.from_dict(read_folder(tmp_path / "out")["tokenizer"])
+    assert again.to_dict() == ours.to_dict()
+    if kind != "char":
+        assert their_ids(tmp_path / "out", "café\n") == ours.encode("café\n").tolist()
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+def test_a_gpt2_folder_without_our_own_file_has_gpt2s_tokenizer(tmp_path, gpt2, files):
+    theirs = their_tokenizer(gpt2)
+    if files == "vocab.json":
+        (tmp_path / "vocab.json").write_text(json.dumps(theirs.get_vocab()))
+    else:
+        theirs.save(str(tmp_path / "tokenizer.json"))
+    assert our_tokenizer(tmp_path, 50257).to_dict() == gpt2.to_dict()
+
+
+def test_a_tokenizer_that_cuts_words_in_another_way_is_refused(tmp_path, bpe):
+    from tokenizers import Regex, pre_tokenizers
+
+    theirs = their_tokenizer(bpe)
+    digits = pre_tokenizers.Split(Regex(r"\p{N}|[^\p{N}]+"), "isolated")
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="cuts text in another way"):
+        our_tokenizer(tmp_path, bpe.vocab_size)
+
+
+@pytest.mark.parametrize("damage", ["other ids", "no file", "no json", "too large"])
+def test_a_tokenizer_of_no_use_is_refused_with_a_true_way_out(tmp_path, bpe, damage):
+    their_tokenizer(CharTokenizer("abc") if damage == "other ids" else bpe).save(str(tmp_path / "tokenizer.json"))
+    if damage == "no file":
+        (tmp_path / "tokenizer.json").unlink()
+    if damage == "no json":
+        (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=tmp_path.name) as caught:
+        our_tokenizer(tmp_path, 300 if damage == "too large" else bpe.vocab_size)
+    assert "--tokenizer_from" not in str(caught.value)
+
+
+# ---- refused
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, tiny_model):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_file_in_the_folders_place_is_left_alone(tmp_path, tiny_model):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="--out"):
+        write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("failure", ["logits", "writing"])
+def test_an_export_that_fails_leaves_nothing(tmp_path, tiny_model, monkeypatch, failure):
+    path = save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer())
+    if failure == "logits":
+        right = export.to_theirs
+        monkeypatch.setattr(export, "to_theirs", lambda model: {n: w * 1.1 for n, w in right(model).items()})
+    else:
+        monkeypatch.setattr(export, "card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="differ" if failure == "logits" else "No space left"):
+        write_folder(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"model_type": "llama"}, "'llama'"),
+        ({"activation_function": "relu"}, "activation_function"),
+        ({"scale_attn_weights": False}, "scale_attn_weights"),
+    ],
+)
+def test_another_model_is_refused_naming_what_differs(tmp_path, values, told):
+    save_theirs(tmp_path, "gpt2")
+    edit_config(tmp_path, **values)
+    with pytest.raises(UserError, match=told):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        {"use_sliding_window": True},
+        {"attention_bias": True},
+    ],
+)
+def test_a_qwen3_of_another_kind_is_refused(tmp_path, values):
+    save_theirs(tmp_path, "qwen3")
+    edit_config(tmp_path, **values)
+    with pytest.raises(UserError, match=r"rope_scaling|use_sliding_window|attention_bias"):
+        read_folder(tmp_path)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    save_theirs(tmp_path / "whole", "gpt2")
+    for name, damage in DAMAGES.items():
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
+        told = damage(folder)
+        with pytest.raises(UserError, match=told):
+            read_folder(folder)
+
+
+def only_bin(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return "bin files can run code"
+
+
+def cut(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return "model.safetensors cannot be read"
+
+
+def without_a_tensor(folder: Path) -> str:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.ln_2.bias"]
+    save_file(weights, folder / "model.safetensors")
+    return "no tensor 'transformer.h.1.ln_2.bias'"
+
+
+def of_another_shape(folder: Path) -> str:
+    edit_config(folder, n_embd=64)
+    return "do not fit"
+
+
+def without_a_setting(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    del config["n_layer"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return "n_layer"
+
+
+def without_config(folder: Path) -> str:
+    (folder / "config.json").unlink()
+    return "no readable config.json"
+
+
+def list_for_config(folder: Path) -> str:
+    (folder / "config.json").write_text("[]")
+    return "no readable config.json"
+
+
+DAMAGES = {
+    f.__name__: f
+    for f in (only_bin, cut, without_a_tensor, of_another_shape, without_a_setting, without_config, list_for_config)
+}

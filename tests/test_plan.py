@@ -1,0 +1,247 @@
+"""The plan tells what a run takes, and what it tells is about right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from config import ROOT, ModelConfig, TrainConfig, UserError
+from model import GPT
+from tests.runs import environment
+from training import calibrate, plan
+from training.distributed import Ranks
+
+CPU = torch.device("cpu")
+ONE = Ranks(0, 1, CPU)
+TINY = ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A machine with known measurements and a memory of its own."""
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "machine.json")
+    monkeypatch.setattr(calibrate, "matrix_rate", lambda *_: 1e11)
+    monkeypatch.setattr(calibrate, "seconds_per_token", lambda *args: 1e-4 if args[2] == "float32" else 2e-4)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_parameters_are_counted_without_making_the_model(architecture):
+    config = ModelConfig(architecture=architecture, vocab_size=300, n_layer=2, n_head=2, n_embd=32, block_size=16)
+    assert plan.count_parameters(config) == sum(weight.numel() for weight in real_parameters(config))
+
+
+def real_parameters(config: ModelConfig) -> list[torch.Tensor]:
+    model = GPT(config)
+    return list({id(param): model.state_dict()[name] for name, param in model.named_parameters()}.values())
+
+
+def test_the_mission_s_model_is_counted_right():
+    d, layers = 384, 6
+    assert plan.count_parameters(ModelConfig()) == (50257 + 512) * d + layers * (12 * d * d + 13 * d) + 2 * d
+
+
+def test_steps_tokens_epochs_and_time_fit_together(measured):
+    told = plan.make_plan(TINY, TrainConfig(batch_size=8, max_iters=100, compile="off"), ONE, train_tokens=3200)
+    assert told.tokens_per_step == 128
+    assert told.steps == 100
+    assert told.epochs == pytest.approx(4)
+    assert told.seconds == pytest.approx(100 * 128 * 1e-4)
+    assert told.dtype == "float32"
+    assert told.micro_batch_size * told.micro_steps == 8
+
+
+def test_a_budget_gives_the_steps(measured):
+    told = plan.make_plan(TINY, TrainConfig(batch_size=8, time="128s", compile="off"), ONE)
+    assert told.steps == pytest.approx(0.9 * 128 / 128e-4, rel=0.01)
+    assert told.seconds == 128
+
+
+MEASURE = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from config import ModelConfig, TrainConfig
+from model import GPT
+from training import calibrate, plan
+from training.optim import make_optimizers
+model_config, config = ModelConfig(**{model!r}), TrainConfig(**{train!r})
+calibrate.tune_process(torch.device("cpu"))
+model = GPT(model_config)
+model.checkpoint_activations = config.checkpoint_activations
+optimizers = make_optimizers(model, config, "adamw")
+idx = torch.randint(model_config.vocab_size, (config.micro_batch_size, model_config.block_size))
+for _ in range(2):
+    model(idx, idx).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+told = plan.memory(model_config, config, model.parameter_count(), "float32", config.micro_batch_size, "adamw")
+print(told, calibrate.peak_memory(torch.device("cpu")))
+"""
+
+SHAPES = {
+    "weights": ({"n_layer": 4, "n_head": 4, "n_embd": 512, "block_size": 64, "vocab_size": 8192}, {}),
+    "activations": (
+        {"architecture": "modern", "n_layer": 6, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": 2048},
+        {"micro_batch_size": 16},
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_is_estimated_within_two_fifths(tmp_path, shape):
+    model, train = SHAPES[shape]
+    code = MEASURE.format(root=str(ROOT), model=model, train={"micro_batch_size": 1, **train})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told, peak = map(int, done.stdout.split())
+    assert 0.6 < told / peak < 1.4
+
+
+def test_memory_grows_with_what_takes_it():
+    def bytes_of(micro=4, train=None, **shape):
+        config = ModelConfig(**{"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256, **shape})
+        return plan.memory(config, train or TrainConfig(), plan.count_parameters(config), "float32", micro, "adamw")
+
+    base = bytes_of()
+    assert bytes_of(micro=8) > base
+    assert bytes_of(n_layer=8) > base
+    assert bytes_of(block_size=512) > base
+    assert bytes_of(train=TrainConfig(ema=0.9)) > base
+    assert bytes_of(train=TrainConfig(checkpoint_activations=True)) < base
+
+
+def told_warnings(measured, train_tokens=0, **changes) -> str:
+    config = TrainConfig(**{"batch_size": 8, "max_iters": 100, "compile": "off", **changes})
+    return " ".join(plan.make_plan(TINY, config, ONE, train_tokens).warnings)
+
+
+def test_overfitting_is_foreseen(measured):
+    assert "every token will be seen 128 times" in told_warnings(measured, train_tokens=100)
+    assert "overfit" not in told_warnings(measured, train_tokens=10**6)
+
+
+def test_a_long_run_on_a_cpu_names_the_budget_and_the_quick_preset(measured):
+    told = told_warnings(measured, max_iters=10**7)
+    assert "--time 2h" in told and "--preset quick" in told
+    assert "--time" not in told_warnings(measured)
+
+
+def test_too_little_memory_is_foreseen(measured):
+    measured.setattr(calibrate, "free_memory", lambda _: 100 * 2**20)
+    assert "may not fit in memory" in told_warnings(measured)
+
+
+def test_a_batch_that_ranks_cannot_share_names_one_that_they_can(measured):
+    with pytest.raises(UserError, match="batch_size 10 cannot be shared by 4 ranks: pass --batch_size 12"):
+        plan.make_plan(TINY, TrainConfig(batch_size=10), Ranks(0, 4, CPU))
+
+
+def test_a_micro_batch_that_does_not_divide_a_rank_s_share_is_refused(measured):
+    with pytest.raises(UserError, match="micro_batch_size 8 does not divide the 4 sequences of each rank"):
+        plan.make_plan(TINY, TrainConfig(batch_size=8, micro_batch_size=8), Ranks(0, 2, CPU))
+
+
+def test_the_micro_batch_divides_the_batch_and_fits(measured):
+    config = ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=1024)
+    for batch in (1, 7, 12, 480):
+        told = plan.make_plan(config, TrainConfig(batch_size=batch, compile="off"), ONE)
+        assert batch % told.micro_batch_size == 0
+        assert told.micro_batch_size * 1024 <= 4096
+    measured.setattr(calibrate, "free_memory", lambda _: 2**20)
+    assert plan.make_plan(config, TrainConfig(batch_size=12, compile="off"), ONE).micro_batch_size == 1
+
+
+def test_auto_takes_muon_only_where_it_pays(measured):
+    small = plan.make_plan(TINY, TrainConfig(optimizer="auto", batch_size=1, compile="off"), ONE)
+    large = plan.make_plan(TINY, TrainConfig(optimizer="auto", batch_size=512, compile="off"), ONE)
+    assert (small.optimizer, large.optimizer) == ("adamw", "muon")
+
+
+# ---- compiling
+
+
+def without_compiler(measured):
+    measured.setenv("PATH", "")
+    measured.setenv("CXX", "no-such-compiler")
+
+
+def test_without_a_compiler_a_run_is_eager_and_says_so(measured):
+    without_compiler(measured)
+    told = plan.make_plan(TINY, TrainConfig(max_iters=10**7), ONE)
+    assert not told.compile
+    assert "no C++ compiler here" in " ".join(told.lines())
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_mend(measured):
+    without_compiler(measured)
+    with pytest.raises(UserError, match=r"--compile on needs a C\+\+ compiler .*install one, or pass --compile off"):
+        plan.make_plan(TINY, TrainConfig(compile="on"), ONE)
+
+
+def test_a_short_run_does_not_compile_and_a_long_one_does(measured):
+    measured.setattr(calibrate, "has_compiler", lambda _: True)
+    assert not plan.make_plan(TINY, TrainConfig(time="60s"), ONE).compile
+    assert plan.make_plan(TINY, TrainConfig(time="2h"), ONE).compile
+
+
+# ---- calibration
+
+
+def test_a_measurement_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "deep" / "machine.json")
+    calls = []
+    measure = lambda: calls.append(1) or 7.0  # noqa: E731
+    assert [calibrate.remembered("x", measure), calibrate.remembered("x", measure)] == [7.0, 7.0]
+    assert len(calls) == 1
+    assert len(json.loads((tmp_path / "deep" / "machine.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{broken"])
+def test_a_damaged_memory_is_measured_again(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "machine.json")
+    (tmp_path / "machine.json").write_text(content)
+    assert calibrate.remembered("x", lambda: 7.0) == 7.0
+
+
+def test_a_memory_that_cannot_be_written_is_no_trouble(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "file" / "machine.json")
+    assert calibrate.remembered("x", lambda: 7.0) == 7.0
+
+
+def test_another_machine_measures_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "machine.json")
+    calibrate.remembered("x", lambda: 7.0)
+    monkeypatch.setattr(calibrate, "cpu_name", lambda: "another processor")
+    assert calibrate.remembered("x", lambda: 8.0) == 8.0
+
+
+def test_rates_and_speeds_are_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "MEMORY", tmp_path / "machine.json")
+    calls = []
+    monkeypatch.setattr(calibrate, "timed", lambda work, _device: calls.append(1) or 0.5)
+    counts = []
+    for _ in range(2):
+        calibrate.matrix_rate(CPU, "float32")
+        calibrate.best_dtype(TINY, CPU)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
+def test_the_matrix_rate_is_that_of_a_matrix_product(monkeypatch):
+    monkeypatch.setattr(calibrate, "timed", lambda *_: 0.5)
+    assert calibrate.measure_matrix_rate(CPU, torch.float32) == 2 * 2048**3 / 0.5
+
+
+def test_a_container_s_limit_counts(monkeypatch):
+    monkeypatch.setattr(calibrate, "container_room", lambda: 12345)
+    assert calibrate.free_memory(CPU) == 12345
