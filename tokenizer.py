@@ -69,16 +69,17 @@ class BPETokenizer(Tokenizer):
 
     Args:
         ranks: the tokens in order of their rank; the 256 single bytes are among them. The id is the rank.
+        words: the pattern that cuts a text before bytes are merged; GPT-2's but for imported models.
     """
 
-    def __init__(self, ranks: list[bytes], kind: str = "bpe"):
+    def __init__(self, ranks: list[bytes], kind: str = "bpe", words: str = WORDS):
         import tiktoken
 
-        self.kind, self.ranks = kind, ranks
+        self.kind, self.ranks, self.words = kind, ranks, words
         self.eot, self.vocab_size = len(ranks), len(ranks) + 1
         self._bpe = tiktoken.Encoding(
             name=kind,
-            pat_str=WORDS,
+            pat_str=words,
             mergeable_ranks={piece: rank for rank, piece in enumerate(ranks)},
             special_tokens={EOT: self.eot},
         )
@@ -93,7 +94,8 @@ class BPETokenizer(Tokenizer):
         return [*self.ranks, b""]
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "ranks": [piece.decode("latin-1") for piece in self.ranks]}
+        ranks = [piece.decode("latin-1") for piece in self.ranks]
+        return {"kind": self.kind, "ranks": ranks, "words": self.words}
 
 
 class ByteTokenizer(Tokenizer):
@@ -183,7 +185,7 @@ def from_dict(state: dict) -> Tokenizer:
         return ByteTokenizer()
     if kind == "char":
         return CharTokenizer(state["characters"])
-    return BPETokenizer([piece.encode("latin-1") for piece in state["ranks"]], kind)
+    return BPETokenizer([piece.encode("latin-1") for piece in state["ranks"]], kind, state["words"])
 
 
 def load_gpt2() -> BPETokenizer:

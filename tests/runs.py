@@ -166,7 +166,7 @@ class LineTask:
         return x, 0.5 * x.flip(1) * self.poison(step)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, complete: bool, autocast) -> Score:
+    def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:
         was_training = model.training
         model.eval()
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(10**6))

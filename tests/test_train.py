@@ -428,7 +428,7 @@ def test_the_moving_average_is_what_is_scored_and_kept(tmp_path):
     assert torch.equal(best["blocks.0.weight"], shadow)
     assert not torch.equal(content["model"]["blocks.0.weight"], shadow)
     trainer.model.load_state_dict(best)
-    assert trainer.task.evaluate(trainer.model, True, None).loss == summary["val_loss"]
+    assert trainer.task.evaluate(trainer.model, 0, None).loss == summary["val_loss"]
 
 
 def test_patience_stops_early(tmp_path):
@@ -490,6 +490,16 @@ def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path):
     assert summary["stop_reason"] == "done"
     assert len(events(tmp_path, "evaluation")) == train.TENTHS
     assert [step["progress"] for step in steps] == sorted(step["progress"] for step in steps)
+
+
+def test_a_slow_evaluation_of_a_timed_run_scores_a_part_and_the_final_one_all(tmp_path):
+    trainer = line_trainer(tmp_path, time="6s")
+    trainer.plan.tokens_per_second = 100.0  # so that all 64 tokens would take too large a share
+    evaluate, limits = trainer.task.evaluate, []
+    trainer.task.evaluate = lambda model, limit, autocast: limits.append(limit) or evaluate(model, limit, autocast)
+    ended(trainer)
+    assert all(0 < limit < 64 for limit in limits[:-1]) and len(limits) > 5
+    assert 0 in limits[-2:]
 
 
 def test_a_timed_run_goes_on_with_what_is_left_of_its_budget(tmp_path):

@@ -240,7 +240,10 @@ def their_tokenizer(tokenizer: Tokenizer):
             else [tuple("".join(symbol[b] for b in half) for half in pair) for pair in merge_pairs(tokenizer)]
         )
         theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | {EOT: tokenizer.eot}, merges))
-        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # cuts where WORDS does
+        words = getattr(tokenizer, "words", tokenizers.WORDS)
+        to_symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words == tokenizers.WORDS)
+        cut = [] if words == tokenizers.WORDS else [pre_tokenizers.Split(Regex(words), "isolated")]
+        theirs.pre_tokenizer = pre_tokenizers.Sequence([*cut, to_symbols])  # ByteLevel's own pattern is WORDS
         theirs.decoder = decoders.ByteLevel()
     theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
     return theirs
@@ -268,15 +271,17 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer of a transformers folder, where it is byte-level BPE.
 
     Raises:
-        UserError: when it is of another kind, or cuts words in another way than GPT-2.
+        UserError: when it is of another kind, or gives other ids than ours.
     """
     vocab_file, whole = folder / "vocab.json", folder / "tokenizer.json"
     ours = folder / "toolkit_tokenizer.json"
     try:
         if ours.exists():
             return tokenizers.from_dict(json.loads(ours.read_text()))
+        words = tokenizers.WORDS
         if whole.exists():
-            vocabulary = json.loads(whole.read_text())["model"].get("vocab", {})
+            theirs = json.loads(whole.read_text())
+            vocabulary, words = theirs["model"].get("vocab", {}), pattern(theirs) or words
         elif vocab_file.exists():
             vocabulary = json.loads(vocab_file.read_text())
         else:
@@ -293,26 +298,33 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             f"the tokenizer in {folder} is no byte-level BPE with ids in order, which is all that import reads: "
             "choose a model with GPT-2's kind of tokenizer."
         )
-    found = BPETokenizer(
-        [bytes(to_byte[c] for c in piece) for _, piece in ordered], "gpt2" if vocab_size == 50257 else "bpe"
-    )
+    ranks = [bytes(to_byte[c] for c in piece) for _, piece in ordered]
+    found = BPETokenizer(ranks, "gpt2" if vocab_size == 50257 else "bpe", words)
     if found.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {found.vocab_size} tokens, the model {vocab_size}: copy both from one model."
         )
     if whole.exists() and not same_ids(found, whole):
         raise UserError(
-            f"the tokenizer in {folder} cuts text in another way than GPT-2's, so its ids would differ: "
-            "choose a model with GPT-2's kind of tokenizer."
+            f"the tokenizer in {folder} cuts text in a way that this toolkit does not know, so its ids would differ: "
+            "choose a model with GPT-2's or Qwen's kind of tokenizer."
         )
     return found
 
 
+def pattern(theirs: dict[str, Any]) -> str:
+    """The pattern by which a tokenizer.json cuts words, or nothing where it is ByteLevel's own, which is GPT-2's."""
+    before = theirs.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", [before])
+    return next((step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"), "")
+
+
 def same_ids(ours: BPETokenizer, file: Path) -> bool:
-    """Whether a tokenizer.json cuts a text full of borders as we do."""
+    """Whether a tokenizer.json cuts a text full of borders as we do. (Text that is not in Unicode's composed form is left
+    out: Qwen composes it first, we keep every byte.)"""
     from tokenizers import Tokenizer as Theirs
 
-    text = "Hello  World's 12345 DON'T, caf\u00e9 cafe\u0301\n\n  x\t \n\u65e5\u672c\u8a9e \U0001f642 don't..."
+    text = "Hello  World's 12345 DON'T, caf\u00e9 \n\n  x\t \n\u65e5\u672c\u8a9e \U0001f642 don't..."
     return Theirs.from_file(str(file)).encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
 
 
