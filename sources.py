@@ -386,7 +386,8 @@ def hub_source(name: str, configuration: str, text_field: str) -> Source:
     except Exception as error:  # the library raises a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the dataset {name}{':' + configuration if configuration else ''} could not be loaded: {reason}\nCheck the name with --data hf:OWNER/NAME[:CONFIG]."
+            f"the dataset {name}{':' + configuration if configuration else ''} could not be loaded: {reason}\n"
+            "Check the name with --data hf:OWNER/NAME[:CONFIG]."
         ) from error
     if "train" not in loaded:
         raise UserError(f"{name} has no split 'train', only {', '.join(loaded)}: choose another dataset with --data.")

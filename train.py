@@ -266,9 +266,10 @@ class Trainer:
             torch.cuda.empty_cache()
         state = self.progress
         if state.micro_batch == 1 or self.ranks.world > 1:
+            smaller = f", or --micro_batch_size {state.micro_batch // 2}" if state.micro_batch > 1 else ""
             raise UserError(
                 f"out of memory with {state.micro_batch} sequences at a time. Pass --checkpoint_activations, a smaller --block_size or "
-                f"--n_embd{', or --micro_batch_size ' + str(max(1, state.micro_batch // 2)) if state.micro_batch > 1 else ''}. The last checkpoint is intact: --resume goes on from it."
+                f"--n_embd{smaller}. The last checkpoint is intact: --resume goes on from it."
             )
         state.micro_batch = next(m for m in range(state.micro_batch // 2, 0, -1) if self.config.batch_size % m == 0)
         self.log.say(
@@ -295,7 +296,8 @@ class Trainer:
         state = self.progress
         if state.rewinds >= REWINDS:
             raise Diverged(
-                f"the loss diverged {REWINDS + 1} times, the last time at step {state.step}: pass a lower --learning_rate than {self.config.learning_rate:g}. {self.folder / checkpoint.BEST} is the best so far."
+                f"the loss diverged {REWINDS + 1} times, the last time at step {state.step}: pass a lower --learning_rate "
+                f"than {self.config.learning_rate:g}. What was saved in {self.folder} before is intact."
             )
         at, skipped, slower, rewinds = state.step, state.skipped, state.slower / 2, state.rewinds + 1
         elapsed, micro = state.elapsed, state.micro_batch
@@ -525,7 +527,9 @@ def verify_resume(trainer: Trainer) -> str:
     trainer.log = runlog.RunLog(trainer.log.folder, active=False)
     while (step := trainer.progress.step) < end["step"]:
         if step not in trainer.replay:
-            raise UserError(f"the log {trainer.log.folder / 'events.jsonl'} has lost step {step}: train on and try again.")
+            raise UserError(
+                f"the log {trainer.log.folder / 'events.jsonl'} has lost step {step}: train on and try again."
+            )
         trainer.progress.micro_batch = trainer.replay[step]["micro_batch"]
         trainer.step()
         if runlog.finite(trainer.loss) != trainer.replay[step]["loss"]:

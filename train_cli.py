@@ -260,7 +260,8 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: 
     corpus = prepare(config, source, wanted, ready, progress=config.progress and ranks.first)
     counts = corpus.meta["train"], corpus.meta["val"]
     say(
-        f"data     {corpus.meta['source']}: {counts[0]['tokens']:,} tokens to train, {counts[1]['tokens']:,} to validate, {corpus.tokenizer.kind} of {corpus.tokenizer.vocab_size:,}"
+        f"data     {corpus.meta['source']}: {counts[0]['tokens']:,} tokens to train, {counts[1]['tokens']:,} to validate, "
+        f"{corpus.tokenizer.kind} of {corpus.tokenizer.vocab_size:,}"
     )
     for line in corpus.meta["skipped"]:
         say(f"note     {line}")
@@ -347,14 +348,18 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
         )
         return
     print(
-        f"\n{folder.name}: {summary['steps']:,} steps in {plan.duration(summary['seconds'])}, {plan.count(summary['tokens'])} tokens, {summary['tokens_per_second']:,.0f} tokens/s, peak memory {plan.size(summary['peak_memory_bytes'])}"
+        f"\n{folder.name}: {summary['steps']:,} steps in {plan.duration(summary['seconds'])}, "
+        f"{plan.count(summary['tokens'])} tokens, {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"peak memory {plan.size(summary['peak_memory_bytes'])}"
     )
     print(
-        f"validation: {summary['val_loss']:.4f} nats per token, perplexity {summary['perplexity']:.2f}, {summary['val_bpb']:.4f} ± {summary['val_bpb_se']:.4f} bits per byte"
+        f"validation: {summary['val_loss']:.4f} nats per token, perplexity {summary['perplexity']:.2f}, "
+        f"{summary['val_bpb']:.4f} ± {summary['val_bpb_se']:.4f} bits per byte"
     )
     if entropy:
         print(
-            f"the text's true entropy is {entropy:.4f} bits per byte: the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
+            f"the text's true entropy is {entropy:.4f} bits per byte: "
+            f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
     show_samples(folder, corpus)
     print(
@@ -369,6 +374,11 @@ def show_samples(folder: Path, corpus) -> None:
     from inference import sampling
 
     model, tokenizer, provenance = checkpoint.load_model(folder / checkpoint.BEST)
+    if corpus.meta["source"] == "stories":
+        from training.judge import judge_stories
+
+        for line in judge_stories(model, tokenizer, 100, temperature=0.8).lines():
+            print(line)
     print("\nIt writes:")
     for seed in (1, 2):
         prompt = sampling.start_ids(tokenizer, "", provenance["documents"])
@@ -396,7 +406,8 @@ def make_plan_only(argv: list[str]) -> int:
     rates = {dtype: calibrate.matrix_rate(ranks.device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
     print(f"machine  {calibrate.machine_name()}")
     print(
-        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}; compiler: {'yes' if calibrate.has_compiler(ranks.device) else 'no'}; torch {torch.__version__}"
+        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}; "
+        f"compiler: {'yes' if calibrate.has_compiler(ranks.device) else 'no'}; torch {torch.__version__}"
     )
     print("config   " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model_config).items()))
     for line in told.lines():
@@ -464,12 +475,15 @@ def evaluate(argv: list[str]) -> int:
     if (Path(config.data) / "meta.json").exists():
         corpus = open_corpus(Path(config.data))
         if corpus.tokenizer.to_dict() != tokenizer.to_dict():
-            raise UserError(f"the shards in {config.data} have another tokenizer than {args.checkpoint}: pass the text as --data.")
+            raise UserError(
+                f"the shards in {config.data} have another tokenizer than {args.checkpoint}: pass the text as --data."
+            )
     else:
         corpus = prepare(config, find_source(config), 0, tokenizer)
     score = score_text(model, corpus, model.config.block_size, ranks)
-    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}: {score.loss:.4f} ± {score.loss_se:.4f} nats per token, "
-          f"perplexity {score.perplexity:.2f}, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)")  # fmt: skip
+    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}:")
+    print(f"{score.loss:.4f} ± {score.loss_se:.4f} nats per token, perplexity {score.perplexity:.2f}")
+    print(f"{score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)")
     if corpus.meta["entropy"]:
         print(
             f"true entropy {corpus.meta['entropy']:.4f} bits per byte: {100 * (score.bpb / corpus.meta['entropy'] - 1):.1f} % above it"

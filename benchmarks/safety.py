@@ -1,6 +1,6 @@
 """What must never happen, tried for real: kills while saving, a resume that differs, ranks that disagree.
 
-    python -m benchmarks.safety [--kills 50]
+python -m benchmarks.safety [--kills 50]
 """
 
 from __future__ import annotations

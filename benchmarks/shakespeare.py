@@ -44,7 +44,9 @@ def main() -> None:
     rows = []
     for side, runs in results.items():
         seconds = median([run["seconds"] for run in runs])
-        rows.append([side, f"{seconds:.1f} s", f"{seconds / base:.2f}×", f"{median([run['val_loss'] for run in runs]):.4f}"])
+        rows.append(
+            [side, f"{seconds:.1f} s", f"{seconds / base:.2f}×", f"{median([run['val_loss'] for run in runs]):.4f}"]
+        )
     table(["tiny Shakespeare, whole process", "time", "ratio", "val loss, nats/char"], rows)
     finish("shakespeare", iterations=args.iterations, runs=results)
 
@@ -56,8 +58,29 @@ def nanogpt(copy: Path) -> dict:
 
 
 def ours(text: Path, folder: Path, iterations: int) -> dict:
-    flags = ["--preset", "shakespeare", "--data", str(text), "--max_iters", str(iterations), "--eval_interval", str(iterations)]
-    run = child(["train_cli.py", *flags, "--run", "bench", "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l"), "--no-progress"])
+    flags = [
+        "--preset",
+        "shakespeare",
+        "--data",
+        str(text),
+        "--max_iters",
+        str(iterations),
+        "--eval_interval",
+        str(iterations),
+    ]
+    run = child(
+        [
+            "train_cli.py",
+            *flags,
+            "--run",
+            "bench",
+            "--out_dir",
+            str(folder / "c"),
+            "--log_dir",
+            str(folder / "l"),
+            "--no-progress",
+        ]
+    )
     summary = json.loads((folder / "l/bench/summary.json").read_text())
     return {"seconds": run["seconds"], "val_loss": summary["val_loss"]}
 

@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "nanogpt"), help=argparse.SUPPRESS)
     parser.add_argument("--micro", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=2, help="timed steps a run")
-    parser.add_argument("--compile", choices=("on", "off"), default="on", help="ours; nanoGPT is always compiled for speed")
+    parser.add_argument(
+        "--compile", choices=("on", "off"), default="on", help="ours; nanoGPT is always compiled for speed"
+    )
     args = parser.parse_args()
     if args.side:
         side = ours if args.side == "ours" else nanogpt
@@ -85,12 +87,17 @@ def ours(args: argparse.Namespace) -> dict:
     if told.compile:
         model.trunk = torch.compile(model.run_blocks)
     folder = Path(mkdtemp())
-    trainer = Trainer(model, Noise(), config, told, ranks, folder, runlog.RunLog(folder, progress=False), time.monotonic())
+    trainer = Trainer(
+        model, Noise(), config, told, ranks, folder, runlog.RunLog(folder, progress=False), time.monotonic()
+    )
     trainer.step()
     t0 = time.perf_counter()
     for _ in range(args.steps):
         trainer.step()
-    return {"tokens_per_second": args.steps * BATCH * BLOCK / (time.perf_counter() - t0), "micro": told.micro_batch_size}
+    return {
+        "tokens_per_second": args.steps * BATCH * BLOCK / (time.perf_counter() - t0),
+        "micro": told.micro_batch_size,
+    }
 
 
 def nanogpt(args: argparse.Namespace) -> dict:
@@ -104,7 +111,9 @@ def nanogpt(args: argparse.Namespace) -> dict:
     sys.modules["nanogpt_model"] = peer
     spec.loader.exec_module(peer)
     torch.manual_seed(0)
-    model = peer.GPT(peer.GPTConfig(block_size=BLOCK, vocab_size=50304, n_layer=6, n_head=6, n_embd=384, dropout=0.0, bias=False))
+    model = peer.GPT(
+        peer.GPTConfig(block_size=BLOCK, vocab_size=50304, n_layer=6, n_head=6, n_embd=384, dropout=0.0, bias=False)
+    )
     optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), "cpu")
     run = torch.compile(model) if args.compile == "on" else model
 

@@ -1,6 +1,6 @@
 """How fast each tokenizer encodes, beside tiktoken's own GPT-2.
 
-    TIKTOKEN_CACHE_DIR=FOLDER python -m benchmarks.tokenizer_speed --text FILE [--runs 5]
+TIKTOKEN_CACHE_DIR=FOLDER python -m benchmarks.tokenizer_speed --text FILE [--runs 5]
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def main() -> None:
             work()
             rates[name].append(len(text.encode()) / (time.perf_counter() - t0) / 1e6)
     base = median(rates["tiktoken gpt2"])
-    table(["encoding one text, one thread", "MB/s", "ratio"], [[n, f"{median(r):.1f}", f"{median(r) / base:.2f}×"] for n, r in rates.items()])
+    table(
+        ["encoding one text, one thread", "MB/s", "ratio"],
+        [[n, f"{median(r):.1f}", f"{median(r) / base:.2f}×"] for n, r in rates.items()],
+    )
     finish("tokenizer_speed", megabytes_per_second=rates)
 
 

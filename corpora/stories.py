@@ -31,7 +31,7 @@ from corpora.story_words import BOYS, GIRLS, NUMBERS, plural, with_article, word
 
 PEOPLE = ("hero", "friend")
 LOOSE = ("friend", "pet", "told")  # flags that stand in no group
-PRONOUN_SHARE = 2 / 3  # how often the one in focus is called he or she
+PRONOUN_SHARE = 1 / 3  # how often the one in focus is called he or she
 LEAD_SHARE = 0.4  # how often a sentence that may begin with "then" or the like does
 LEADS = ("after that, ", "before long, ", "just then, ", "next, ", "soon ", "then ")
 

@@ -11,32 +11,18 @@ def _class(words: str) -> tuple[str, ...]:
     return tuple(word.replace("_", " ") for word in words.split())
 
 
-GIRLS = _class("""
-    Ada Alice Amy Anna Bella Beth Clara Cora Diana Dora Ella Elsa Emma Eva Fiona Flora Freya Gina
-    Grace Hana Heidi Helen Ida Irene Jane Jenny Judy Julia Kate Kira Lara Lena Linda Lola Lucy Luna
-    Mara Maya Mia Mila Molly Nancy Nina Nora Olga Paula Pia Polly Rita Rosa Ruth Sally Sara Sofia
-    Stella Susan Tara Tess Tina Vera Wendy Yara Zelda Zoe
-""")
+GIRLS = _class("Anna Clara Emma Jane Lily Mia Nora Rosa")
 
-BOYS = _class("""
-    Aaron Adam Alan Albert Amir Arlo Ben Boris Bruno Carl Carlos Colin Dan David Dylan Eli Emil Eric
-    Ethan Felix Finn Frank Fred George Gus Hank Harry Henry Hugo Ian Igor Isaac Ivan Jack Jacob
-    James Joel John Jonas Kevin Leo Liam Louis Luke Marco Matt Max Milo Nick Noah Omar Oscar Otto
-    Owen Paul Peter Ravi Rex Sam Simon Theo Tim Tom Victor
-""")
+BOYS = _class("Adam Ben David Frank Hugo Leo Sam Tom")
 
 NUMBERS = _class("zero one two three four five six seven eight nine ten eleven twelve")
 
 CLASSES = {
     # ---------------------------------------------------------------- people
     "trait": """
-        active agile alert artistic bold brave bright brisk busy calm careful caring charming
-        cheeky cheerful clever clumsy curious cute daring dreamy eager earnest fair famous
-        fearless fine friendly funny generous gentle good graceful grumpy handy happy honest
-        hopeful humble jolly joyful keen kind lively loud loyal lucky mature merry messy mild
-        modest nice nimble noble noisy odd patient playful polite proud quick quiet sensible
-        serious sharp shy silly sincere smart spry strict strong stubborn sweet tall tender tidy
-        timid tough tricky wild wise witty young zany
+        active alert brave busy caring cheerful curious dreamy earnest fearless funny good handy
+        hopeful joyful lively loyal merry modest noble patient proud sensible sharp sincere
+        strict sweet tidy tricky witty
     """,
     "hair": "black blond brown curly dark frizzy golden long messy red short straight wavy wild",
     "kin": """
@@ -44,48 +30,34 @@ CLASSES = {
         teacher uncle
     """,
     "job": """
-        artist astronaut baker barber blacksmith builder butcher captain carpenter clown cook
-        dancer dentist diver doctor driver explorer farmer firefighter fisherman florist gardener
-        inventor judge knight librarian magician mayor merchant miller miner musician nurse
-        painter pilot pirate plumber poet postman potter sailor scientist
-        sculptor shepherd shopkeeper singer soldier tailor waiter weaver wizard writer
+        artist baker builder captain cook diver driver firefighter florist judge magician
+        merchant musician painter plumber potter scientist shopkeeper soldier weaver
     """,
     "hobby": """
-        acting baking camping climbing cooking cycling dancing diving drawing fishing gardening
-        hiking jogging juggling jumping knitting painting reading riding rowing running sailing
-        sewing singing skating skiing sledding storytelling swimming whistling woodwork wrestling
-        writing
+        acting baking climbing cooking dancing drawing fishing hiking juggling jumping painting
+        riding rowing sailing singing skating sledding swimming whistling wrestling
     """,
     "body": "ankle arm back chin elbow finger foot hand heel hip knee leg shoulder thumb toe wrist",
     "how": """
-        boldly bravely briefly brightly briskly calmly cheerily coolly dreamily
-        eagerly fast fondly gaily gladly grandly happily hastily keenly kindly lazily lightly long
-        loudly madly meekly merrily nicely politely proudly quickly quietly rapidly rudely
-        sadly shyly silently sleepily slowly smartly softly solemnly steadily sternly sweetly
-        swiftly tenderly warmly wearily wildly wisely
+        boldly briefly calmly coolly fast gaily happily keenly lightly loudly merrily politely
+        quietly rudely silently slowly solemnly sternly tenderly wearily
     """,
     "glad": """
         brave calm cheery content glad great happy jolly lucky pleased proud relieved safe well
     """,
-    "sad": "blue cross gloomy lost low sad sorry upset worried",
     "wow": "Aha Gosh Great Hey Hooray Look Oh Wow Yes Yippee",
     "alas": "Alas Bother Help Ouch Oops Ugh",
     "game": """
-        badminton baseball basketball bingo bowling cards charades checkers chess cricket croquet
-        dominoes football golf hockey hopscotch leapfrog marbles soccer softball tag tennis
-        volleyball
+        badminton baseball basketball bingo bowling cards charades chess cricket croquet
+        dominoes football golf hockey leapfrog marbles soccer softball tag tennis
     """,
     "topic": """
-        comets deserts dragons dreams elves fairies fame fate fire food friends ghosts giants
-        glaciers gold gravity heroes history holidays ice islands jungles love luck magic magnets
-        mermaids money monsters mummies music oceans pirates planets poems quests rain riddles
-        robots rockets school secrets ships sleep snow space spies sports stars storms sun time
-        treasure trolls unicorns vampires volcanoes war wishes work
+        comets dragons fairies fire friends glaciers heroes ice jungles magic money mummies
+        pirates quests robots school sleep spies storms time unicorns war
     """,
     "country": """
-        Africa Alaska America Argentina Austria Belgium Brazil Canada Chile China Cuba Denmark Egypt
-        England Finland France Germany Greece Iceland India Ireland Italy Japan Kenya Mexico Morocco
-        Nepal Norway Peru Poland Portugal Russia Scotland Spain Sweden Thailand Turkey Vietnam Wales
+        Africa Alaska Argentina Belgium Canada China Denmark England France Greece India Italy
+        Kenya Morocco Norway Poland Russia Spain Thailand Vietnam
     """,
     # ---------------------------------------------------------------- time, sky and numbers
     "few": "two three four five six seven eight nine",
@@ -102,175 +74,134 @@ CLASSES = {
     "day": "afternoon day evening morning",
     "sort": """
         busy fine funny glad grand happy jolly long lovely lucky merry odd perfect special
-        splendid strange sunny sweet tiring wild wonderful
+        splendid strange sunny sweet tiring wild
     """,
     # ---------------------------------------------------------------- looks
     "color": """
-        amber beige black blue bronze brown cream crimson golden gray green indigo lilac maroon
-        mauve orange pink purple red scarlet silver tan turquoise violet white yellow
+        amber beige black blue brown cream crimson gray green indigo maroon mauve orange pink
+        red scarlet silver turquoise violet white
     """,
     "quality": """
-        ancient antique awful bent big blunt bold brand-new bright broad bulky bumpy charming
-        cheap chunky clean coarse common costly cozy cracked crisp crude curved cute dainty damp
-        dandy dark deep dented dim dotted drab dry dull dusty elegant empty fabled faded fake
-        famous fancy fine firm flashy flat flimsy fragile funny fuzzy giant glossy good grand
-        greasy grimy grubby handy heavy huge jagged jolly large leaky light little lofty long
-        loose lovely low lucky magic massive mended messy mighty misty modern narrow neat new nice
-        nifty noble odd oily old oval padded pale plain posh pretty proper puny quaint queer
-        ragged rare regal rich rigid rough round royal rugged rusty sacred secret shabby shiny
-        short silly simple sleek slick slim small smart smooth soft solid sparkly special speckled
-        spiral spooky square stained stiff stout strange striped strong sturdy superb tall thick
-        thin tidy tiny tough twisted ugly unique useful vast warm weird wet wide wobbly worn
-        zigzag
+        ancient bent bold broad charming clean costly crisp dainty dark dim dry elegant faded
+        fancy flat funny glossy greasy handy jagged leaky long low massive mighty narrow nice
+        odd padded posh puny ragged rich round rusty shiny simple slim smooth sparkly spiral
+        stained striped superb thin tough unique warm wide
     """,
     "material": """
-        bamboo brass canvas cardboard clay copper cotton felt glass gold iron ivory leather linen
-        marble metal paper plastic rubber silk steel stone straw tin velvet wax wood wool
+        bamboo brass canvas clay copper felt glass gold ivory leather marble metal paper rubber
+        silk stone straw tin wax wood
     """,
     "mood": """
-        angry baby bashful black bold bossy brave brown busy calm chubby clever clumsy cross cute
-        dizzy fat fierce fluffy fussy fuzzy gentle giant gray greedy grumpy hairy happy hungry
-        jolly jumpy lame lazy lean lively lone lost loud mad mean mighty moody muddy nervous
-        nimble noisy old perky plump proud quick quiet rude sad scruffy shaggy shy silly skinny
-        sleek sleepy slow sly small spotted spry stout striped strong swift tame tense thin tiny
-        tired vain wary weary wet white wicked wild wise young
+        angry bashful bossy busy clever cute fat fussy giant grumpy hungry jumpy lean lost mean
+        muddy nimble perky quick sad shy skinny slow spotted striped tame thin vain wet wild
     """,
     "taste": """
-        baked bitter bland boiled burnt cheesy chewy chilled chopped cold cool creamy crisp
-        crumbly crunchy dried fine fresh fried frozen good greasy green grilled hot juicy mashed
-        mild minced minty moist nutty pickled plain raw rich ripe roast salty sliced smoked soft
-        sour spicy steamed sticky stuffed sugary sweet tangy tart tasty tender toasted warm yummy
+        baked bland burnt chilled cold creamy crunchy fine fried greasy grilled juicy minced
+        moist pickled rich roast sliced sour steamed stuffed tangy tasty toasted
     """,
     # ---------------------------------------------------------------- living things
     "beast": """
-        alpaca badger bat beaver bison buffalo bull camel cat cheetah chipmunk cow coyote deer
-        dog donkey elephant elk ferret fox giraffe goat gorilla hamster hare hedgehog hippo horse
-        hyena jackal jaguar kangaroo kitten koala lamb lemur leopard lion llama lynx mole monkey
-        moose mouse mule otter ox panda panther pig pony porcupine possum puppy rabbit raccoon ram
-        rat reindeer rhino sheep skunk sloth squirrel tiger walrus weasel wolf wombat yak zebra
+        alpaca bat buffalo cat chipmunk deer elephant fox goat hare horse jaguar kitten lemur
+        llama mole mouse ox pig porcupine rabbit rat sheep sloth walrus wombat
     """,
     "bird": """
-        blackbird bluebird canary chicken cockatoo crane crow cuckoo dove duck eagle falcon finch
-        flamingo goose gull hawk hen heron hummingbird jay kingfisher magpie nightingale ostrich
-        owl parrot partridge peacock pelican penguin pheasant pigeon puffin raven robin rooster
-        sparrow stork swallow swan thrush toucan turkey vulture woodpecker wren
+        blackbird canary cockatoo cuckoo duck falcon goose hawk heron kingfisher nightingale owl
+        peacock penguin pigeon robin sparrow swallow toucan vulture
     """,
     "bug": """
-        ant bee beetle bumblebee butterfly caterpillar centipede cricket dragonfly firefly fly
-        grasshopper hornet ladybug locust mantis mosquito moth slug snail spider termite wasp worm
+        ant bee beetle bumblebee butterfly centipede cricket dragonfly firefly fly hornet
+        ladybug locust mantis mosquito slug snail spider termite wasp
     """,
     "swimmer": """
-        carp clam crab dolphin eel frog jellyfish lobster minnow newt octopus oyster salmon
-        seahorse seal shark shrimp squid starfish stingray toad trout tuna turtle whale
+        carp clam crab dolphin frog jellyfish lobster minnow octopus oyster salmon seahorse
+        shark shrimp squid starfish toad trout tuna turtle
     """,
     "pal": "cat dog donkey duck goat goose hen horse kitten lamb pig pony puppy rabbit sheep",
     "flower": """
-        begonia bluebell buttercup carnation crocus daffodil daisy dandelion geranium hyacinth iris
-        jasmine lavender lilac lily lotus marigold orchid pansy peony petunia poppy primrose rose
-        snowdrop sunflower tulip violet
+        begonia bluebell buttercup crocus daffodil dandelion geranium hyacinth jasmine lavender
+        lily lotus marigold pansy peony poppy primrose rose sunflower tulip
     """,
     "tree": """
-        alder ash aspen beech birch cedar chestnut cypress elm fir hawthorn hazel holly juniper
-        maple oak palm pine poplar redwood spruce sycamore walnut willow yew
+        alder ash aspen beech cedar chestnut cypress elm hawthorn hazel holly juniper oak palm
+        pine poplar spruce sycamore walnut willow
     """,
     "cry": """
-        bee_buzzed bull_bellowed cat_meowed chick_cheeped cow_mooed cricket_chirped crow_cawed
-        dog_barked donkey_brayed dove_cooed duck_quacked frog_croaked goose_honked hen_clucked
-        horse_neighed lion_roared mouse_squeaked owl_hooted pig_grunted puppy_yapped
-        rooster_crowed sheep_bleated snake_hissed sparrow_tweeted turkey_gobbled wolf_howled
+        bee_buzzed bull_bellowed cat_meowed chick_cheeped cricket_chirped crow_cawed dog_barked
+        dove_cooed duck_quacked frog_croaked hen_clucked horse_neighed lion_roared
+        mouse_squeaked pig_grunted puppy_yapped rooster_crowed snake_hissed sparrow_tweeted
+        turkey_gobbled
     """,
     # ---------------------------------------------------------------- food
     "fruit": """
-        apple apricot avocado banana blackberry blueberry cherry coconut cranberry date fig grape
-        grapefruit guava kiwi lemon lime mango melon nectarine olive orange papaya peach pear
-        pineapple plum pomegranate raisin raspberry strawberry tangerine
+        apple apricot banana blackberry cherry cranberry date grape grapefruit kiwi lime mango
+        nectarine olive papaya pear pineapple pomegranate raisin strawberry
     """,
     "vegetable": """
-        artichoke bean beet cabbage carrot cauliflower cucumber eggplant leek lentil mushroom onion
-        parsnip pea pepper potato pumpkin radish tomato turnip yam zucchini
+        artichoke bean beet cabbage carrot cauliflower cucumber eggplant leek lentil onion
+        parsnip pea pepper potato pumpkin radish tomato turnip yam
     """,
     "dish": """
-        bacon beef bread broccoli broth cake casserole cereal cheese chicken chili chowder corn
-        curry custard fish fudge gravy ham honey jam jelly lasagna macaroni noodles oatmeal
-        pasta pie pizza popcorn porridge pudding ravioli rice salad sausage soup spaghetti spinach
-        stew toast yogurt
+        bacon bread broth casserole cheese chili corn custard fudge ham jelly macaroni oatmeal
+        pie popcorn pudding rice sausage spaghetti stew
     """,
     "snack": """
-        bagel biscuit brownie bun burger candy cookie cracker croissant cupcake donut dumpling egg
-        lollipop muffin nugget omelet pancake pastry peanut pickle pretzel roll sandwich scone taco
-        tart toffee waffle walnut
+        bagel biscuit bun burger cookie cracker cupcake donut egg lollipop nugget omelet pastry
+        peanut pretzel roll scone taco toffee waffle
     """,
     "drink": """
         cider cocoa coffee cola juice lemonade milk mint_tea nectar punch soda syrup tea water
     """,
     # ---------------------------------------------------------------- things
     "toy": """
-        abacus ball balloon bicycle boomerang catapult doll domino drum dollhouse football frisbee
-        glider hoop jigsaw kaleidoscope kite marble microscope model_train mask music_box paintbox
-        parachute pinwheel pogo_stick puppet puzzle racket rattle robot rocking_horse sailboat
-        scooter skateboard slingshot sled slinky snow_globe spinning_top stopwatch stuffed_bear
-        tambourine telescope trampoline tricycle trumpet unicycle wagon whistle xylophone yo-yo
+        abacus balloon boomerang doll drum football hoop kaleidoscope marble model_train
+        music_box parachute puppet racket robot sailboat skateboard sled spinning_top
+        stuffed_bear telescope tricycle unicycle whistle
     """,
     "wear": """
-        apron bandanna bathrobe belt beret blouse bonnet bow_tie bracelet cap cape cardigan cloak
-        coat collar costume dress gown hat helmet hood jacket jersey kimono kilt necklace necktie
-        nightgown overcoat poncho raincoat ribbon robe sash scarf shawl shirt skirt sombrero suit
-        sweater tunic turban uniform veil vest
+        apron bandanna belt blouse bow_tie cap cardigan coat costume gown helmet jacket kimono
+        kilt necktie overcoat raincoat robe scarf shirt sombrero sweater turban veil
     """,
     "gem": """
-        acorn arrowhead badge bead bell brooch button coin compass crown crystal diamond emerald
-        feather flute fossil gemstone horseshoe jewel key lantern locket magnet map medal mirror
-        nugget opal pearl pebble pendant postcard ring ruby sapphire scroll seashell stamp statue
-        ticket token trinket trophy wand
+        acorn badge bell button compass diamond feather fossil horseshoe key magnet medal nugget
+        pearl pendant ruby scroll stamp ticket trinket
     """,
     "house": """
-        armchair basin basket bathtub bed bench blanket bookcase bottle bowl broom brush bucket
-        cabinet candle carpet chair chandelier chest clock comb cradle crate cup cupboard curtain
-        cushion desk dish dresser fork fridge frying_pan hammock iron jar jug kettle knife ladle
-        lamp mat mattress mop mug napkin oven pan piano picture pillow plate pot quilt radio rug
-        saucer shelf sofa spoon sponge stool stove suitcase table tablecloth teapot telephone
-        thimble
-        toaster towel tray trunk typewriter umbrella vase wardrobe whisk
+        armchair bathtub blanket bowl bucket carpet chest cradle cupboard desk fork hammock jug
+        ladle mattress napkin piano plate radio shelf sponge suitcase teapot toaster trunk vase
     """,
     "tool": """
-        anchor axe barrel camera chain chisel crowbar drill flashlight hammer hoe hook hose ladder
-        lever mallet needle notebook paintbrush pencil pitchfork pulley pump rake rope ruler saw
-        screwdriver shovel sickle spade stapler tent thermometer toolbox toothbrush trowel wheel
-        wheelbarrow wrench
+        anchor barrel chain crowbar flashlight hoe hose lever needle paintbrush pitchfork pump
+        rope saw shovel spade tent toolbox trowel wheelbarrow
     """,
     "instrument": """
-        accordion banjo bassoon bugle cello clarinet cymbal fiddle gong guitar harmonica harp lute
-        mandolin oboe organ recorder saxophone triangle trombone tuba ukulele viola violin zither
+        accordion banjo bassoon bugle clarinet cymbal fiddle gong harmonica harp lute mandolin
+        organ recorder saxophone triangle tuba ukulele viola violin
     """,
     "vehicle": """
-        airplane ambulance balloon bus cab canoe carriage cart ferry helicopter jeep kayak limousine
-        minibus motorcycle raft rowboat ship sleigh speedboat taxi tractor train tram trolley truck
-        van yacht
+        airplane ambulance balloon cab canoe cart ferry helicopter kayak limousine motorcycle
+        raft rowboat sleigh speedboat tractor train tram truck van
     """,
     "ride": "bicycle bus cab carriage scooter sleigh taxi train tram trolley van wagon",
     "find": """
-        bone branch brick cone fern leaf log nest nut petal pine_cone puddle rock root seed shell
-        shrub stem stick stone stump thorn twig vine weed
+        bone branch brick cone leaf log nest nut pine_cone puddle rock root shell shrub stem
+        stick stump thorn twig vine
     """,
     # ---------------------------------------------------------------- places
     "wild": """
-        bog canyon cave clearing cliff desert forest glade gorge grove hill hilltop jungle meadow
-        moor mountain prairie ridge valley volcano wilderness wood
+        bog canyon cave clearing cliff desert forest glade gorge grove hilltop jungle meadow
+        moor mountain prairie ridge valley volcano wilderness
     """,
     "water": """
-        bay beach brook canal cove creek dock fountain harbor island lagoon lake lighthouse marina
-        pier pond pool reservoir river riverbank seashore spring stream swamp waterfall
+        bay beach brook canal creek dock fountain harbor lagoon lake lighthouse marina pond pool
+        reservoir river seashore spring stream swamp
     """,
     "town": """
-        airport arcade bakery bank bookshop cafe castle cathedral chapel church cinema circus
-        factory fair gallery grocery gym hospital hotel library market monastery museum palace park
-        pharmacy plaza playground post_office restaurant school shop square stadium station
-        supermarket temple theater town_hall toyshop university village zoo
+        airport bakery bookshop castle chapel cinema factory grocery hospital library monastery
+        palace pharmacy playground school square station temple town_hall university
     """,
     "farm": """
-        barn barnyard beehive chicken_coop cornfield cowshed dairy farm farmyard field garden
-        greenhouse haystack mill orchard paddock pasture pigsty plantation ranch stable vineyard
-        wheat_field windmill
+        barn barnyard beehive chicken_coop cornfield dairy farm farmyard field garden haystack
+        mill orchard paddock pasture plantation ranch stable vineyard wheat_field
     """,
     "home": """
         attic basement bathroom bedroom cellar den dining_room garage hallway kitchen laundry
@@ -281,9 +212,8 @@ CLASSES = {
         shack tent tower treehouse villa
     """,
     "spot": """
-        arch bench boulder bridge bush cart ditch fence flagpole footpath gate hedge
-        hole lamppost mailbox mound path pile post ramp scarecrow shed signpost stable swing
-        tree trail tunnel wall well
+        arch bench bridge bush ditch fence footpath gate hole lamppost mound path post ramp shed
+        signpost swing tree tunnel wall
     """,
     "by": "behind beside by close_to in_front_of near next_to under",
 }
