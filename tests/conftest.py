@@ -103,3 +103,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """A run in this process turns denormals off for its speed; the next test has them back."""
+    yield
+    torch.set_flush_denormal(False)

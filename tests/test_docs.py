@@ -156,10 +156,11 @@ TEXT = "Once upon a time a small model read a book. It read it again, and then i
 FIRST = "python train_cli.py --data mybook.txt --run mybook"  # the run that the pages speak of
 DRIVER = """
 import contextlib, io, json, os, sys, traceback
-import generate, train_cli
+import checkpoint, generate, pathlib, train_cli
 
 for number, (folder, words) in enumerate(json.load(open(sys.argv[1]))):
     os.chdir(folder)
+    checkpoint.ROOT = train_cli.ROOT = pathlib.Path(folder)  # where the default folders are
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
