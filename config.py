@@ -313,7 +313,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "shakespeare": {
         "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64,
         "tokenizer": "char", "batch_size": 12, "max_iters": 2000, "eval_interval": 500,
-        "optimizer": "muon", "learning_rate": 5e-3, "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.0,
+        "optimizer": "muon", "learning_rate": 1e-2, "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.0,
     },
     **{f"{name}-modern": {**size, **MODERN} for name, size in SIZES.items()},
 }  # fmt: skip

@@ -189,8 +189,10 @@ def test_compiling_without_a_compiler_is_refused_with_the_mend(measured):
 
 def test_a_short_run_does_not_compile_and_a_long_one_does(measured):
     measured.setattr(calibrate, "has_compiler", lambda _: True)
-    assert not plan.make_plan(TINY, TrainConfig(time="60s"), ONE).compile
-    assert plan.make_plan(TINY, TrainConfig(time="2h"), ONE).compile
+    modern = ModelConfig(architecture="modern", vocab_size=64, n_layer=1, n_head=2, n_embd=16, block_size=16)
+    assert not plan.make_plan(modern, TrainConfig(time="60s"), ONE).compile
+    assert plan.make_plan(modern, TrainConfig(time="2h"), ONE).compile
+    assert not plan.make_plan(TINY, TrainConfig(time="2h"), ONE).compile  # the classic block gains nothing on a CPU
 
 
 # ---- calibration
