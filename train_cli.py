@@ -288,16 +288,12 @@ def make_model(model_config: ModelConfig, config: TrainConfig, ranks, saved: dic
     torch.manual_seed(config.seed)
     if config.init_from and not saved:
         content = load_start(config.init_from)
-        model = build({**content["config"], "dropout": config_dropout(model_config)})
+        model = build({**content["config"], "dropout": model_config.dropout})
         model.load_state_dict(content["model"])
     else:
         model = GPT(model_config)
     model.checkpoint_activations = config.checkpoint_activations
     return model.to(ranks.device)
-
-
-def config_dropout(model_config: ModelConfig) -> float:
-    return model_config.dropout
 
 
 def compile_trunk(model) -> None:
