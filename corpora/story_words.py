@@ -11,9 +11,9 @@ def _class(words: str) -> tuple[str, ...]:
     return tuple(word.replace("_", " ") for word in words.split())
 
 
-GIRLS = _class("Anna Clara Emma Jane Lily Mia Nora Rosa")
+GIRLS = _class("Anna Lily Mia Rosa")
 
-BOYS = _class("Adam Ben David Frank Hugo Leo Sam Tom")
+BOYS = _class("Ben Leo Sam Tom")
 
 NUMBERS = _class("zero one two three four five six seven eight nine ten eleven twelve")
 
