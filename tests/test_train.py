@@ -498,8 +498,9 @@ def test_a_slow_evaluation_of_a_timed_run_scores_a_part_and_the_final_one_all(tm
     evaluate, limits = trainer.task.evaluate, []
     trainer.task.evaluate = lambda model, limit, autocast: limits.append(limit) or evaluate(model, limit, autocast)
     ended(trainer)
-    assert all(0 < limit < 64 for limit in limits[:-1]) and len(limits) > 5
-    assert 0 in limits[-2:]
+    during, final = limits[: limits.index(0)], limits[limits.index(0) :]
+    assert all(0 < limit < 64 for limit in during) and len(limits) > 5
+    assert final in ([0], [0, 0])  # the last weights, and the best ones where those may be better
 
 
 def test_a_timed_run_goes_on_with_what_is_left_of_its_budget(tmp_path):
