@@ -140,11 +140,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn
 
 
 def content_of(
-    model: nn.Module, tokenizer: Tokenizer, provenance: dict, weights: dict | None = None, training: dict | None = None
+    model: nn.Module, tokenizer: Tokenizer, provenance: dict, training: dict | None = None
 ) -> dict[str, Any]:
-    """What goes into a file. `weights` in place of the model's own (an average, say)."""
+    """What goes into a file; without `training` it can be used, but not resumed."""
     content = {
-        "model": weights or model.state_dict(),
+        "model": model.state_dict(),
         "config": describe(model),
         "tokenizer": tokenizer.to_dict(),
         "provenance": {**provenance, "code": code_version(), "torch": str(torch.__version__)},

@@ -254,19 +254,16 @@ class GPT(nn.Module):
                 x = block(x, rotary, mask, cache)
         return self.norm(x)
 
-    def parameter_count(self, embeddings: bool = True) -> int:
-        """Trainable numbers, without the padding of the vocabulary; without `embeddings`, those in the blocks and norms."""
+    def parameter_count(self) -> int:
+        """Trainable numbers, without the padding of the vocabulary."""
         total = sum(weight.numel() for weight in self.state_dict().values())
         if self.config.tied_head:
             total -= self.config.vocab_size * self.config.n_embd  # the state dict names that matrix twice
-        if embeddings:
-            return total
-        positions = 0 if self.wpe is None else self.wpe.weight.numel()
-        return total - positions - self.config.vocab_size * self.config.n_embd * (1 if self.config.tied_head else 2)
+        return total
 
 
-def flops_per_token(config: ModelConfig, training: bool = True) -> float:
-    """Arithmetic of one token in multiply-adds times two: 6 N + 12 L C T for training (PaLM, appendix B), a third of that to infer.
+def flops_per_token(config: ModelConfig) -> float:
+    """Arithmetic of training on one token, in multiply-adds times two: 6 N + 12 L C T (PaLM, appendix B).
 
     N counts the matrices that multiply: the blocks and the head, not the look-up tables. Causal attention does half of
     the 12 L C T, but peers count it whole, so that MFU compares.
@@ -275,7 +272,7 @@ def flops_per_token(config: ModelConfig, training: bool = True) -> float:
     q = config.n_head * config.head_dim
     mlp = (2 if config.architecture == "classic" else 3) * config.n_embd * config.n_inner
     matrices = config.n_layer * (config.n_embd * (2 * q + 2 * kv) + mlp) + config.n_embd * config.vocab_size
-    return (3 if training else 1) * (2 * matrices + 4 * config.n_layer * q * config.block_size)
+    return 3 * (2 * matrices + 4 * config.n_layer * q * config.block_size)
 
 
 def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
