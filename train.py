@@ -153,6 +153,7 @@ class Trainer:
             self.budget = self.ranks.gather(self.progress.elapsed + max(1.0, left))[0]
         if self.progress.step == 0:
             self.save_last()
+            self.publish()
         self.log.start_bar(
             int(100 * self.share()) if self.config.time else self.progress.step,
             self.config.max_iters,
@@ -204,7 +205,7 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
         self.loss = self.ranks.sum(loss)[0] / self.ranks.world
         good = math.isfinite(self.loss) and math.isfinite(norm) and not self.spike(self.loss)
-        overflow = self.scaler.is_enabled() and math.isfinite(self.loss) and not math.isfinite(norm)
+        overflow = self.overflowed() and math.isfinite(self.loss) and not math.isfinite(norm)
         for optimizer in self.optimizers:
             if good:
                 self.scaler.step(optimizer)
@@ -224,6 +225,10 @@ class Trainer:
         self.write_step(progress, factor, norm, good, micro_batch, time.perf_counter() - t0)
         if state.bad >= BAD_IN_A_ROW:
             self.rewind()
+
+    def overflowed(self) -> bool:
+        """Whether fp16's scale may be what is too large: below 1 it makes nothing larger, and the gradient itself is to blame."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def accumulate(self) -> float:
         """Forward and backward of this rank's share in micro-batches; the mean loss. Gradients meet on the last one only.
@@ -332,9 +337,12 @@ class Trainer:
         self.log.event("evaluation", step=state.step, **asdict(score))
         better = math.isfinite(score.loss) and score.loss < state.best
         if better:
+            first = state.best_step < 0
             state.best, state.best_step, state.stale = score.loss, state.step, 0
             if self.ranks.first:
                 checkpoint.write(self.folder / checkpoint.BEST, self.content(score))
+            if first:
+                self.publish()
         else:
             state.stale += 1
         self.log.say(
@@ -434,6 +442,11 @@ class Trainer:
             self.log.sync()
             checkpoint.save_last(self.folder, self.content(self.score_here(), training=True))
         self.saved_at = time.monotonic()
+
+    def publish(self) -> None:
+        """Points the links above the runs at this one, so that they are right even if this process is killed."""
+        if self.ranks.first:
+            checkpoint.publish(self.folder)
 
     def save_numbered(self) -> None:
         every, step = self.config.save_interval, self.progress.step

@@ -150,6 +150,8 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             trainer.progress.micro_batch = told.micro_batch_size
             if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
                 trainer.budget = 0.0
+            elif trainer.done():
+                say(done_already(config))
             log.event("resume", step=trainer.progress.step)
         else:
             log.event(
@@ -226,12 +228,23 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
                 f"{name} is {value!r} but the run was started with {was[name]!r}: leave --{name} out to resume, or start a new run without --resume."
             )
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    if "max_iters" in changed and "time" not in changed and was["time"]:
+        raise UserError(
+            f"max_iters is {changed['max_iters']}, but this run is measured in time (--time {was['time']}): pass --time, or --time \"\" to count steps."
+        )
     provenance = saved["provenance"]
     kept = {"dtype": provenance["dtype"], "optimizer": provenance["optimizer"], "threads": provenance["threads"]}
     if provenance["world"] == ranks.world:
         kept["micro_batch_size"] = saved["training"]["progress"]["micro_batch"]
     values = {**was, **kept, **changed, "resume": True}
     return take(TrainConfig, values), values
+
+
+def done_already(config: TrainConfig) -> str:
+    """What makes a run that was trained to its end go further."""
+    if config.time:
+        return f"note     its --time {config.time} is used up: pass another, such as --time 1m, to train that much longer"
+    return f"note     its {config.max_iters:,} steps are done: pass a larger --max_iters to train on"
 
 
 def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: dict | None, say, ranks):

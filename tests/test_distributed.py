@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -66,6 +67,16 @@ def test_a_run_of_two_ranks_goes_on_with_one(pair, monkeypatch):
     one, two = losses(folder, "one"), losses(folder, "two")
     assert sorted(two) == list(range(55))
     assert all(abs(one[step] - two[step]) < 1e-4 for step in range(50, 55))
+
+
+def test_two_ranks_keep_a_budget_of_time(tmp_path):
+    """They stop at the same step, although each has a clock of its own."""
+    t0 = time.monotonic()
+    done = finish(torchrun(tmp_path, *small_run(tmp_path, **TOGETHER | {"time": "16s"})))
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - t0 < 16 + 4  # torchrun's own start comes on top
+    assert events(tmp_path, "step")[-1]["progress"] > 0.9
+    assert events(tmp_path, "end")[0]["stop_reason"] == "done"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

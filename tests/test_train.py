@@ -237,6 +237,18 @@ def test_a_nan_gradient_of_a_finite_loss_moves_nothing(tmp_path):
     assert trainer.progress.skipped == 1
 
 
+def test_an_fp16_scale_that_is_too_large_is_no_bad_step(tmp_path):
+    """The scaler halves its scale until the gradient fits; one that never fits is bad once the scale is below 1."""
+    trainer = line_trainer(tmp_path)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.model.blocks[0].weight.register_hook(lambda grad: grad * math.inf)
+    bad = []
+    for _ in range(5):
+        trainer.step()
+        bad.append(trainer.progress.bad)
+    assert bad == [0, 0, 0, 1, 2]  # at scales of 4, 2, 1, 1/2, 1/4
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_skipped_steps_are_counted_and_the_run_goes_on(tmp_path, ema):
     summary = ended(line_trainer(tmp_path, poisoned(4, 5, 17), ema=ema))
@@ -526,7 +538,33 @@ def test_a_new_budget_counts_from_the_resume(tmp_path, monkeypatch):
     assert events(tmp_path, "step")[-1]["progress"] > 0.9
 
 
+def test_a_run_that_is_done_says_what_would_go_on(tmp_path, monkeypatch, capsys):
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path)) == 0
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path)) == 0
+    assert "its 20 steps are done: pass a larger --max_iters" in capsys.readouterr().out
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "timed", time="5s")) == 0
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, "timed", time="5s")) == 0
+    assert "its --time 5s is used up: pass another" in capsys.readouterr().out
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, "timed", max_iters=99)) == 2
+    assert "this run is measured in time (--time 5s)" in capsys.readouterr().err
+
+
 # ---- what is left behind
+
+
+def test_the_links_point_at_a_run_before_it_ends(tmp_path):
+    """So that a run that is killed is the newest all the same."""
+    seen = []
+    trainer = line_trainer(tmp_path)
+    evaluate = trainer.evaluate_and_save
+
+    def look():
+        evaluate()
+        seen.append([os.readlink(tmp_path / "out" / name) for name in ("best_model.pt", "last.pt")])
+
+    trainer.evaluate_and_save = look
+    ended(trainer)
+    assert seen[0] == [os.path.join("a", "best_model.pt"), os.path.join("a", "last.pt")]
 
 
 def test_the_files_of_a_run(tmp_path, monkeypatch):
