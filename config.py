@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,6 +31,11 @@ class UserError(Exception):
 def setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field with the words that `--help` and the docs show for it."""
     return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def secret(default: Any, text: str) -> Any:
+    """A setting whose value is never shown."""
+    return field(default=default, metadata={"help": text, "choices": ()}, repr=False)
 
 
 @dataclass
@@ -217,23 +223,18 @@ class TrainConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """How text is sampled from a checkpoint."""
+class SamplingConfig:
+    """How the next token is chosen, and when a text ends. The command line and the server share it."""
 
-    checkpoint: str = setting("checkpoints/best_model.pt", "the checkpoint to load, or a run's folder")
-    prompt: str = setting("", "the text to go on from")
-    prompt_file: str = setting("", "read the prompt from this file; - is standard input")
     max_new_tokens: int = setting(200, "tokens to write at most")
     temperature: float = setting(0.8, "below 1 is safer, above 1 wilder, 0 always takes the likeliest token")
     top_k: int = setting(0, "sample among the k likeliest tokens; 0 is all")
     top_p: float = setting(1.0, "sample among the likeliest tokens that hold this much probability together")
     min_p: float = setting(0.0, "drop tokens less likely than this share of the likeliest")
     repetition_penalty: float = setting(1.0, "above 1 makes tokens that were already used less likely")
+    presence_penalty: float = setting(0.0, "taken off the logits of tokens that were written, once; -2 to 2")
+    frequency_penalty: float = setting(0.0, "taken off the logits of tokens that were written, each time; -2 to 2")
     stop: tuple[str, ...] = setting((), "end before this text; may be given several times")
-    seed: int = setting(1337, "the same seed gives the same text")
-    num_samples: int = setting(1, "how many texts to write")
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: str = setting("float32", "arithmetic of the model", ("float32", "bfloat16", "float16"))
 
     def __post_init__(self) -> None:
         """Refuses settings that no sampler can follow.
@@ -248,12 +249,159 @@ class GenerateConfig:
             "top_p": (0, 1),
             "min_p": (0, 1),
             "repetition_penalty": (0.01, 100),
-            "num_samples": (1, 10**6),
+            "presence_penalty": (-2, 2),
+            "frequency_penalty": (-2, 2),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"{name} is {value}; it must lie between {low} and {high}: change --{name}.")
+        check_limits(self, ranges)
+
+
+@dataclass
+class GenerateConfig(SamplingConfig):
+    """What `generate.py` writes, and from which checkpoint."""
+
+    checkpoint: str = setting("checkpoints/best_model.pt", "the checkpoint to load, or a run's folder")
+    prompt: str = setting("", "the text to go on from")
+    prompt_file: str = setting("", "read the prompt from this file; - is standard input")
+    seed: int = setting(1337, "the same seed gives the same text")
+    num_samples: int = setting(1, "how many texts to write")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting("float32", "arithmetic of the model", ("float32", "bfloat16", "float16"))
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be written, as `SamplingConfig` does."""
+        super().__post_init__()
+        check_limits(self, {"num_samples": (1, 10**6), "seed": (0, 2**63 - 1)})
+
+
+@dataclass
+class ServeConfig:
+    """How the server runs. Each field but host and port is read from the variable of its name: `slots` is `LLM_SLOTS`."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every address of this machine")
+    port: int = setting(8000, "port to listen on; 0 takes a free one")
+    # the model
+    checkpoint: str = setting("checkpoints/best_model.pt", "the checkpoint to serve, or a run's folder")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting(
+        "auto", "arithmetic of the model; auto is the fastest on this machine", ("auto", "float32", "bfloat16")
+    )
+    quantize: str = setting("", "int8 stores the weights in one byte each; empty leaves them as they are", ("", "int8"))
+    slots: int = setting(0, "texts that are written at once; 0 is as many as the memory has room for")
+    # who may ask
+    api_keys: tuple[str, ...] = secret(
+        (), "keys, comma-separated; with them, X-API-Key or Authorization: Bearer is required"
+    )
+    users: str = secret("", "name:password,name:password; a passlib hash may stand in a password's place")
+    users_file: str = setting("", "a file with one name:password a line")
+    jwt_secret: str = secret("", "what users' tokens are signed with, 32 bytes or more: openssl rand -hex 32")
+    jwt_expire_minutes: int = setting(60, "how long a token lives")
+    admin_key: str = secret("", "the key for POST /v1/admin/reload")
+    allow_open: bool = setting(False, "yes: answer without authentication on a public address")
+    trusted_proxies: tuple[str, ...] = setting((), "addresses of reverse proxies whose X-Forwarded-For is believed")
+    cors_origins: tuple[str, ...] = setting(
+        (), "web pages that may call from a browser, such as https://example.org; * is all"
+    )
+    docs: bool = setting(False, "on: /docs and /openapi.json describe the API")
+    # how much
+    rate_limit_rpm: int = setting(60, "requests a minute of one caller; 0 is no limit")
+    max_waiting: int = setting(64, "requests that may wait for a slot; more get 429")
+    max_waiting_tokens: int = setting(65536, "tokens of their prompts; more get 429")
+    max_new_tokens: int = setting(4096, "the most that one request may ask for")
+    max_body_bytes: int = setting(2**20, "largest body of a request; a larger one gets 413")
+    body_timeout: float = setting(30.0, "seconds a body may take to arrive; a slower one gets 408")
+    request_timeout: float = setting(600.0, "seconds after which a text is ended, waiting included")
+    drain_seconds: float = setting(30.0, "seconds that running requests have to finish when the server is stopped")
+    # sessions
+    session_db: str = setting("sessions.db", "the SQLite file of the sessions")
+    session_days: float = setting(30.0, "days after its last use that a session is deleted; 0 is never")
+    session_turns: int = setting(100, "newest turns of a session that are kept")
+    # what is told
+    log_level: str = setting("INFO", "how much is logged", ("DEBUG", "INFO", "WARNING", "ERROR"))
+    metrics_token: str = secret("", "what Prometheus sends as its bearer token to read /metrics from another machine")
+    metrics_port: int = setting(0, "serve /metrics on this port instead; 0 is the server's own")
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be served.
+
+        Raises:
+            UserError: naming the variable, its value and the mend; a secret is never repeated.
+        """
+        most = 10**9
+        limits = {
+            "port": (0, 65535), "slots": (0, 2**12), "jwt_expire_minutes": (1, 525_600), "rate_limit_rpm": (0, 10**6),
+            "max_waiting": (0, most), "max_waiting_tokens": (1, most), "max_new_tokens": (1, most),
+            "max_body_bytes": (1024, 2**30), "body_timeout": (0.01, 86400), "request_timeout": (0.01, 86400),
+            "drain_seconds": (0, 86400), "session_days": (0, 36500), "session_turns": (1, 10**6), "metrics_port": (0, 65535),
+        }  # fmt: skip
+        for name, (least, top) in limits.items():
+            if not least <= getattr(self, name) <= top:
+                raise UserError(f"{where(name)} is {getattr(self, name)}; it must be from {least} to {top}.")
+        self.log_level = self.log_level.upper()
+        for item in dataclasses.fields(self):
+            choices, value = item.metadata["choices"], getattr(self, item.name)
+            if choices and value not in choices:
+                offered = " or ".join(choice or "empty" for choice in choices)
+                raise UserError(f"{where(item.name)} is {value!r}; it must be {offered}.")
+        for number, key in enumerate((*self.api_keys, *filter(None, (self.admin_key, self.metrics_token))), 1):
+            if not re.fullmatch(r"[!-~]+", key):
+                raise UserError(
+                    f"key {number} of LLM_API_KEYS, LLM_ADMIN_KEY and LLM_METRICS_TOKEN holds a space or a sign that no header carries: "
+                    "use letters, digits and ASCII signs."
+                )
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/]+", origin):
+                raise UserError(f"LLM_CORS_ORIGINS has {origin!r}; write scheme and host, such as https://example.org.")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **flags: Any) -> ServeConfig:
+        """Settings from the environment, and over them what was typed. An empty variable is as good as none.
+
+        Raises:
+            UserError: naming the variable; also for one that is nearly called like one of ours.
+        """
+        types, values = get_type_hints(cls), {}
+        ours = [item.name for item in dataclasses.fields(cls) if item.name not in ("host", "port")]
+        for name in ours:
+            if text := environ.get(variable(name), "").strip():
+                values[name] = parse(variable(name), text, types[name])
+        for name in environ:
+            near = difflib.get_close_matches(name, map(variable, ours), 1, 0.9)
+            if name.startswith("LLM_") and near and near[0] != name:
+                raise UserError(f"{name} is no variable of the server; did you mean {near[0]}?")
+        return cls(**{**values, **flags})
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return f"LLM_{name.upper()}"
+
+
+def where(name: str) -> str:
+    """How a person sets a field of the server."""
+    return f"--{name}" if name in ("host", "port") else variable(name)
+
+
+def parse(name: str, text: str, kind: Any) -> Any:
+    """A variable's text as a value of the field's type.
+
+    Raises:
+        UserError: naming the variable, its text and what it must be.
+    """
+    if kind is bool:
+        yes, no = ("yes", "on", "true", "1"), ("no", "off", "false", "0")
+        if text.lower() not in yes + no:
+            raise UserError(f"{name} is {text!r}; it must be yes or no.")
+        return text.lower() in yes
+    if kind == tuple[str, ...]:
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:
+            raise UserError(f"{name} is set, but there is nothing between its commas: fill it, or unset it.")
+        return parts
+    try:
+        return kind(text)
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {text!r}; it must be {words}.") from None
 
 
 def check_limits(config: Any, limits: dict[str, tuple[float, float]]) -> None:

@@ -6,6 +6,7 @@ With neither a prompt nor a prompt file it writes one sample, then asks for prom
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 from config import GenerateConfig, Parser, UserError, add_flags, take
 
@@ -33,12 +34,13 @@ def write(config: GenerateConfig) -> None:
     import torch
 
     import checkpoint
+    from inference import weights
     from training import calibrate, distributed
 
     device = distributed.pick_device(config.device)
     calibrate.tune_process(device)
     model, tokenizer, provenance = checkpoint.load_model(config.checkpoint, device)
-    model = model.to(getattr(torch, config.dtype))
+    weights.prepare(model, getattr(torch, config.dtype))
     loss = provenance.get("val_loss")
     print(
         f"{provenance['run']}, step {provenance['step']}{f', validation loss {loss:.4f}' if loss else ''}",
@@ -54,11 +56,13 @@ def write(config: GenerateConfig) -> None:
 
 def write_one(model, tokenizer, provenance: dict, config: GenerateConfig, prompt: str, seed: int) -> None:
     """One text, shown piece by piece, after its prompt."""
-    from inference import sampling
+    from inference.engine import stream
+    from inference.request import Settings
+    from inference.sampling import start_ids
 
     emit(prompt)
-    ids = sampling.start_ids(tokenizer, prompt, provenance["documents"])
-    for piece in sampling.stream(model, tokenizer, ids, config, seed):
+    ids = start_ids(tokenizer, prompt, provenance["documents"])
+    for piece in stream(model, tokenizer, ids, take(Settings, {**asdict(config), "seed": seed})):
         emit(piece)
     print(flush=True)
 

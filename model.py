@@ -27,7 +27,8 @@ PAD_TO = 64  # the vocabulary's rows are padded to a multiple of this: matrix un
 class KVCache:
     """The keys and values of what was read so far, so that the next token costs one token's work.
 
-    `k` and `v` hold (n_layer, B, n_kv_head, max_len, D); `length` counts the tokens in it.
+    `k` and `v` hold (n_layer, B, n_kv_head, max_len, D); `length` counts the tokens in it. The model asks a cache for no more
+    than the methods below; `inference/kv_cache.py` has another one, in which every row has a length of its own.
     """
 
     def __init__(
@@ -43,12 +44,24 @@ class KVCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
+    def places(self, T: int) -> slice | Tensor:
+        """The positions of the next T tokens: a slice, or a tensor (B, T)."""
+        return slice(self.length, self.length + T)
+
+    def mask(self, T: int) -> Tensor | None:
+        """What each of the next T tokens may look at, or None where plain causal attention says it."""
+        return causal_mask(self.length, T, self.k.device) if self.length and T > 1 else None
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new keys and values (B, H, T, D), returns all of that layer's so far (B, H, S, D)."""
         end = self.length + k.size(2)
         self.k[layer, :, :, self.length : end] = k
         self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def advance(self, T: int) -> None:
+        """Counts T more tokens, once every layer has written theirs."""
+        self.length += T
 
 
 class Linear(nn.Linear):
@@ -229,24 +242,25 @@ class GPT(nn.Module):
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
         run = self.trunk if self.training else self.run_blocks
-        x = run(self.wte(idx), start, cache)
+        x = run(self.wte(idx), cache)
         if cache is not None:
-            cache.length += idx.size(1)
+            cache.advance(idx.size(1))
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """The head alone: (..., C) to (..., V)."""
         return F.linear(x, self.head.weight[: self.config.vocab_size].to(x.dtype))
 
-    def run_blocks(self, x: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+    def run_blocks(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """Positions, the blocks, the last norm: (B, T, C) to (B, T, C)."""
         T = x.size(1)
+        places = cache.places(T) if cache else slice(0, T)
         if self.wpe is not None:
-            x, rotary = x + self.wpe.weight[start : start + T], None
+            x, rotary = x + self.wpe.weight[places], None
         else:
-            rotary = self.cos[start : start + T], self.sin[start : start + T]
+            rotary = self.cos[places], self.sin[places]  # (T, 1, D / 2), or (B, T, 1, D / 2)
         x = self.drop(x)
-        mask = causal_mask(start, T, x.device) if start and T > 1 else None
+        mask = cache.mask(T) if cache else None
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, x, rotary, mask, use_reentrant=False)

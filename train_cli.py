@@ -230,7 +230,8 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     if "max_iters" in changed and "time" not in changed and was["time"]:
         raise UserError(
-            f"max_iters is {changed['max_iters']}, but this run is measured in time (--time {was['time']}): pass --time, or --time \"\" to count steps."
+            f"max_iters is {changed['max_iters']}, but this run is measured in time (--time {was['time']}): "
+            'pass --time, or --time "" to count steps.'
         )
     provenance = saved["provenance"]
     kept = {"dtype": provenance["dtype"], "optimizer": provenance["optimizer"], "threads": provenance["threads"]}
@@ -379,8 +380,9 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
 def show_samples(folder: Path, corpus) -> None:
     """Two texts from the best model; stories are judged as well."""
     import checkpoint
-    from config import GenerateConfig
-    from inference import sampling
+    from inference import engine
+    from inference.request import Settings
+    from inference.sampling import start_ids
 
     model, tokenizer, provenance = checkpoint.load_model(folder / checkpoint.BEST)
     if corpus.meta["source"] == "stories":
@@ -389,10 +391,8 @@ def show_samples(folder: Path, corpus) -> None:
         for line in judge_stories(model, tokenizer, 100, temperature=0.8).lines():
             print(line)
     print("\nIt writes:")
-    for seed in (1, 2):
-        prompt = sampling.start_ids(tokenizer, "", provenance["documents"])
-        settings_ = GenerateConfig(max_new_tokens=220, temperature=0.8)
-        text = "".join(sampling.stream(model, tokenizer, prompt, settings_, seed))
+    prompt = start_ids(tokenizer, "", provenance["documents"])
+    for text in engine.texts(model, tokenizer, prompt, [Settings(max_new_tokens=220, seed=seed) for seed in (1, 2)]):
         print("\n" + "\n".join("  " + line for line in text.strip().splitlines()))
 
 

@@ -1,120 +1,156 @@
-"""Choosing the next token, and going on until there is a reason to stop."""
+"""Choosing the next token of several texts at once, each by its own settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from config import GenerateConfig
-from model import GPT, KVCache
-from tokenizer import StreamDecoder, Tokenizer
+from config import SamplingConfig
+from tokenizer import Tokenizer
+
+LIKELIEST = 1024  # tokens among which the nucleus is looked for first
+RUNG = 256  # tokens of the vocabulary that are summed up before one of them is looked for
 
 
-def choose(logits: Tensor, seen: Tensor, config: GenerateConfig, randoms: list[torch.Generator]) -> Tensor:
-    """A token id for each row: logits (B, V), the ids so far (B, n), a generator a row, to (B,).
+def uniform(seed: int, place: int) -> float:
+    """The random number in [0, 1) of one place of a text: a function of the two alone (Philox, Salmon et al. 2011), so that
+    a text depends neither on its neighbours nor on what was drawn before."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=place)).random()
 
-    Each row draws one number from its own generator, so that its text does not depend on its neighbours.
+
+class Sampler:
+    """The settings of B texts as tensors, and how they choose.
+
+    Args:
+        settings: one for each row. A `logit_bias` is used where there is one.
     """
-    logits = penalise(logits.float(), seen, config.repetition_penalty)
-    if config.temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, 1e-6)  # no temperature overflows
-    probabilities = restrict(logits, config).softmax(-1).double()
-    drawn = torch.stack([torch.rand((), generator=random, dtype=torch.float64) for random in randoms]).to(logits.device)
-    ladder = probabilities.cumsum(-1)  # (B, V): the rung that the drawn number falls on
-    return torch.searchsorted(ladder, (drawn * ladder[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.size(-1) - 1)
 
+    def __init__(self, settings: Sequence[SamplingConfig], device: torch.device | str = "cpu"):
+        def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor([getattr(row, name) for row in settings], device=device, dtype=dtype)[:, None]  # (B, 1)
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Makes tokens that occurred less likely (Keskar et al. 2019, arXiv:1909.05858, section 4.1)."""
-    if penalty == 1:
+        self.settings = list(settings)
+        self.greedy = torch.tensor([row.temperature == 0 for row in settings], device=device)
+        self.all_greedy, self.some_greedy = bool(self.greedy.all()), bool(self.greedy.any())
+        self.sharpness = 1 / column("temperature").clamp(min=1e-6)  # no temperature overflows
+        self.repetition = column("repetition_penalty")
+        self.presence, self.frequency = column("presence_penalty"), column("frequency_penalty")
+        self.penalised = any(
+            row.repetition_penalty != 1 or row.presence_penalty or row.frequency_penalty for row in settings
+        )
+        self.top_k = column("top_k", torch.int64)
+        self.most_k = max(row.top_k for row in settings)
+        self.least = column("min_p").log()  # of a probability, relative to the largest; -inf where it is off
+        self.has_min_p = any(row.min_p for row in settings)
+        self.nucleus = [number for number, row in enumerate(settings) if row.top_p < 1]
+        self.top_p = column("top_p")[self.nucleus]
+        biases = [
+            (number, i, value)
+            for number, row in enumerate(settings)
+            for i, value in getattr(row, "logit_bias", {}).items()
+        ]
+        self.bias = [torch.tensor(part, device=device) for part in zip(*biases, strict=True)]  # rows, ids, values
+
+    def choose(self, logits: Tensor, uniforms: list[float], seen: list[list[int]], prompts: list[int]) -> Tensor:
+        """A token id for each row.
+
+        Args:
+            logits: (B, V).
+            uniforms: the random number of each row, in [0, 1).
+            seen: the ids so far of each row, of which the first `prompts` are its prompt.
+
+        Returns:
+            (B,) int64.
+        """
+        if self.bias:
+            rows, ids, values = self.bias
+            logits = logits.float().index_put((rows, ids), values.float(), accumulate=True)
+        if self.penalised:
+            logits = self.penalise(logits.float(), seen, prompts)
+        if self.all_greedy:
+            return logits.argmax(-1)
+        drawn = draw(
+            self.restrict(logits * self.sharpness).softmax(-1),
+            torch.tensor(uniforms, device=logits.device, dtype=torch.float64),
+        )
+        return torch.where(self.greedy, logits.argmax(-1), drawn) if self.some_greedy else drawn
+
+    def penalise(self, logits: Tensor, seen: list[list[int]], prompts: list[int]) -> Tensor:
+        """Makes tokens that occurred less likely: all of them by the repetition penalty (Keskar et al. 2019, arXiv:1909.05858,
+        section 4.1), those that were written by the presence and frequency penalties (as OpenAI defines them)."""
+        there = count(seen, logits) > 0  # (B, V)
+        written = count([ids[start:] for ids, start in zip(seen, prompts, strict=True)], logits)  # (B, V)
+        lowered = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        logits = torch.where(there, lowered, logits)
+        return logits - self.presence * (written > 0) - self.frequency * written
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """Leaves -inf on the tokens that top-k, top-p and min-p rule out: (B, V) to (B, V). The likeliest always stays."""
+        if self.most_k:
+            best = logits.topk(min(self.most_k, logits.size(-1))).values  # (B, most_k)
+            kth = best.gather(-1, (self.top_k - 1).clamp(0, best.size(-1) - 1))
+            logits = logits.masked_fill((logits < kth) & (self.top_k > 0), -torch.inf)
+        if self.nucleus:
+            rows = nucleus(logits[self.nucleus], self.top_p)
+            logits = logits.index_copy(0, torch.tensor(self.nucleus, device=logits.device), rows)
+        if self.has_min_p:
+            logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + self.least, -torch.inf)
         return logits
-    values = logits.gather(-1, seen)
-    return logits.scatter(-1, seen, torch.where(values > 0, values / penalty, values * penalty))
 
 
-def restrict(logits: Tensor, config: GenerateConfig) -> Tensor:
-    """Leaves -inf on the tokens that top-k, top-p and min-p rule out: (B, V) to (B, V). The likeliest always stays."""
-    if config.top_k:
-        kth = logits.topk(min(config.top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if config.top_p < 1:
-        ordered, order = logits.sort(descending=True, stable=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of the likelier ones
-        drop = before >= config.top_p
-        drop[:, 0] = False
-        logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
-    if config.min_p:
-        probabilities = logits.softmax(-1)
-        logits = logits.masked_fill(probabilities < config.min_p * probabilities.amax(-1, keepdim=True), -torch.inf)
-    return logits
+def nucleus(logits: Tensor, top_p: Tensor, most: int = LIKELIEST) -> Tensor:
+    """Leaves the likeliest tokens that hold `top_p` (B, 1) of the probability together (Holtzman et al. 2020, arXiv:1904.09751).
 
-
-@torch.inference_mode()
-def tokens(model: GPT, prompt: list[int], config: GenerateConfig, seeds: Sequence[int]) -> Iterator[Tensor]:
-    """Ids that go on from a prompt of at least one id, a row for each seed: max_new_tokens times (B,).
-
-    When the context is full, the older half is forgotten and the rest read again.
+    Sorting a whole vocabulary is slow and seldom needed: the 1,024 likeliest nearly always hold enough. Rows in which they do
+    not are sorted, and only those: which of several equal logits stay must not depend on the other rows.
     """
-    weight = next(model.parameters())
-    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
-    block = model.config.block_size
-
-    def empty() -> KVCache:
-        return KVCache(model.config, len(seeds), device=weight.device, dtype=weight.dtype)
-
-    ids = torch.tensor([prompt] * len(seeds), device=weight.device)  # (B, n)
-    cache, fresh = empty(), ids[:, -block:]
-    for _ in range(config.max_new_tokens):
-        if cache.length + fresh.size(1) > block:
-            cache, fresh = empty(), ids[:, -max(1, block // 2) :]
-        logits = model.logits(model.hidden(fresh, cache)[:, -1])  # (B, V)
-        chosen = choose(logits, ids, config, randoms)
-        yield chosen
-        fresh = chosen[:, None]
-        ids = torch.cat((ids, fresh), dim=1)
+    whole = logits.size(-1) <= most
+    order = logits.argsort(descending=True, stable=True) if whole else logits.topk(most).indices
+    likeliest = logits.softmax(-1).gather(-1, order)  # (B, most)
+    stay = likeliest.cumsum(-1) - likeliest < top_p  # what the likelier ones hold is not enough
+    stay[:, 0] = True
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, stay)
+    left = logits.masked_fill(~kept, -torch.inf)
+    flat = likeliest.sum(-1) < top_p[:, 0]  # (B,)
+    if not whole and bool(flat.any()):
+        left[flat] = nucleus(logits[flat], top_p[flat], logits.size(-1))
+    return left
 
 
-def many(
-    model: GPT, tokenizer: Tokenizer, prompt: list[int], config: GenerateConfig, seeds: Sequence[int]
-) -> list[str]:
-    """Whole texts at once, one a seed: each is what its seed alone would give, up to the arithmetic of a batch."""
-    rows: list[list[int]] = [[] for _ in seeds]
-    open_rows = set(range(len(seeds)))
-    for chosen in tokens(model, prompt, config, seeds):
-        for row in list(open_rows):
-            token = int(chosen[row])
-            rows[row].append(token) if token != tokenizer.eot else open_rows.discard(row)
-        if not open_rows:
-            break
-    texts = [tokenizer.decode(row) for row in rows]
-    return [text if (end := first_stop(text, config.stop)) < 0 else text[:end] for text in texts]
+def count(ids: list[list[int]], like: Tensor) -> Tensor:
+    """How often each token occurs in each row: (B, V), on the device of `like`."""
+    longest = max(map(len, ids), default=0)
+    index = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=like.device, dtype=torch.int64)
+    real = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in ids], device=like.device)
+    return torch.zeros_like(like).scatter_add_(-1, index.view(len(ids), -1), real.view(len(ids), -1))
 
 
-def stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], config: GenerateConfig, seed: int) -> Iterator[str]:
-    """Pieces of text that go on from a prompt as they become certain: whole characters, and nothing of a stop string."""
-    decoder, held = StreamDecoder(tokenizer), ""
-    keep = max((len(stop) for stop in config.stop), default=1) - 1
-    for chosen in tokens(model, prompt, config, [seed]):
-        if int(chosen) == tokenizer.eot:
-            break
-        held += decoder.push(int(chosen))
-        if (end := first_stop(held, config.stop)) >= 0:
-            yield held[:end]
-            return
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    held += decoder.flush()
-    end = first_stop(held, config.stop)
-    yield held if end < 0 else held[:end]
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The token on which each row's number in [0, 1) falls when the probabilities lie end to end.
+
+    probabilities (B, V) and uniforms (B,) float64, to (B,). A long ladder is climbed in two strides: to the rung of 256
+    tokens, then within it.
+    """
+    V = probabilities.size(-1)
+    whole = V - V % RUNG
+    rungs = torch.cat(
+        (probabilities[:, :whole].unflatten(-1, (-1, RUNG)).sum(-1), probabilities[:, whole:].sum(-1, keepdim=True)), dim=-1
+    )
+    rungs = rungs.double().cumsum(-1)  # (B, V / RUNG)
+    height = uniforms[:, None] * rungs[:, -1:]
+    rung = first_above(rungs, height)  # (B, 1)
+    below = torch.where(rung > 0, rungs.gather(-1, (rung - 1).clamp(min=0)), 0.0)
+    places = rung * RUNG + torch.arange(min(RUNG, V), device=probabilities.device)  # (B, RUNG)
+    inside = probabilities.gather(-1, places.clamp(max=V - 1)).double().masked_fill(places >= V, 0).cumsum(-1)
+    return (rung * RUNG + first_above(inside, height - below))[:, 0]
 
 
-def first_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Where the first stop string begins, or -1. An empty one stops nothing."""
-    return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=-1)
+def first_above(ladder: Tensor, height: Tensor) -> Tensor:
+    """Where a rising ladder (B, n) first stands above a height (B, 1). Rounding never leads past its last step."""
+    return torch.searchsorted(ladder, torch.minimum(height, ladder[:, -1:] * (1 - 1e-12)), right=True)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str, documents: bool) -> list[int]:

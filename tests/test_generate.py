@@ -86,6 +86,12 @@ def test_stop_strings_end_the_text(saved):
     assert cut == "Once" + told[: told.index(stop)] + "\n"
 
 
+def test_fewer_bits_write_too(saved):
+    """Whether or not the processor has instructions for them."""
+    done = generate("--checkpoint", saved, "--prompt", "Once é", "--dtype", "bfloat16", "--frequency_penalty", 1)
+    assert len(text_of(done)) > len("Once é") + 5
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -94,6 +100,8 @@ def test_stop_strings_end_the_text(saved):
         (["--prompt_file", "."], ["Is a directory"]),
         (["--checkpoint", "nowhere.pt"], ["no checkpoint at nowhere.pt", "train_cli.py"]),
         (["--temperature", "-1"], ["temperature is -1.0", "--temperature"]),
+        (["--frequency_penalty", "3"], ["frequency_penalty is 3.0", "from -2 to 2", "--frequency_penalty"]),
+        (["--seed", "-1"], ["seed is -1", "--seed"]),
         (["--device", "gpu9"], ["gpu9", "--device cpu"]),
         (["--promt", "x"], ["did you mean --prompt?"]),
     ],

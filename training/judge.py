@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config import GenerateConfig
 from corpora import stories
-from inference import sampling
+from inference import engine
+from inference.request import Settings
 from model import GPT
 from tokenizer import Tokenizer
 
@@ -30,8 +30,11 @@ def judge_stories(
     model: GPT, tokenizer: Tokenizer, count: int, temperature: float = 1.0, first_seed: int = 0
 ) -> Judgement:
     """Writes `count` stories with successive seeds and judges each."""
-    settings = GenerateConfig(max_new_tokens=model.config.block_size - 1, temperature=temperature)
-    texts = sampling.many(model, tokenizer, [tokenizer.eot], settings, range(first_seed, first_seed + count))
+    settings = [
+        Settings(max_new_tokens=model.config.block_size - 1, temperature=temperature, seed=seed)
+        for seed in range(first_seed, first_seed + count)
+    ]
+    texts = engine.texts(model, tokenizer, [tokenizer.eot], settings)
     verdicts = [stories.judge(text) for text in texts]
     return Judgement(
         written=count,

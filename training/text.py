@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from config import GenerateConfig, TrainConfig
+from config import TrainConfig
 from data import Batches, Corpus
-from inference import sampling
+from inference import engine
+from inference.request import Settings
+from inference.sampling import start_ids
 from training.distributed import Ranks
 from training.evaluate import Score, evaluate
 
@@ -43,8 +45,8 @@ class TextTask:
         """A piece of text from the model as it is."""
         was_training = model.training
         model.eval()
-        settings = GenerateConfig(max_new_tokens=self.config.sample_tokens, temperature=0.8)
-        prompt = sampling.start_ids(self.tokenizer, "", self.documents)
-        text = "".join(sampling.stream(model, self.tokenizer, prompt, settings, seed))
+        settings = Settings(max_new_tokens=self.config.sample_tokens, seed=seed)
+        prompt = start_ids(self.tokenizer, "", self.documents)
+        [text] = engine.texts(model, self.tokenizer, prompt, [settings])
         model.train(was_training)
         return text

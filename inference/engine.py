@@ -1,0 +1,370 @@
+"""Continuous batching: one thread owns the model, and every step moves all the running texts on by a token.
+
+A step drains what came in, gives free slots to those who wait, writes the next token of every text that has been read, and
+reads one chunk of the prompts that have not (Orca, Yu et al. 2022; chunked prefill: Sarathi, arXiv:2308.16369). A long prompt
+therefore delays the others by a chunk at a time and no more.
+
+The same engine works without its thread: `run` steps it until its requests are done, which is how `generate.py` writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from config import UserError
+from inference.kv_cache import Slots
+from inference.request import NotReady, Piece, Request, Settings, Token
+from inference.sampling import Sampler, uniform
+from inference.scheduler import Scheduler, Slot
+from inference.transcript import Transcript
+from model import token_losses
+from tokenizer import Tokenizer
+
+CHUNK = {"cpu": 128, "cuda": 1024}  # tokens of a prompt that are read between two steps of writing
+log = logging.getLogger("inference")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Plain figures of this instant, and totals since the start."""
+
+    running: int
+    waiting: int
+    waiting_tokens: int
+    slots: int
+    kv_usage: float  # share of the cache's places that hold tokens of running requests
+    prompt_tokens: int
+    cached_tokens: int
+    generation_tokens: int
+    steps: int
+    busy_seconds: float
+    bytes_read: float  # weights and cache that the steps had to read
+
+
+class Engine:
+    """A model, its cache, and the requests on their way through it.
+
+    Args:
+        model: in evaluation mode, on its device and in its dtype.
+        slots: texts that run at once.
+        provenance: what the checkpoint says of itself.
+        max_waiting, max_waiting_tokens: how long the line may be, in requests and in tokens of their prompts.
+        weight_bytes, parameters, quantized: of the model as it was prepared, for the statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        slots: int = 8,
+        provenance: dict | None = None,
+        max_waiting: int = 10**9,
+        max_waiting_tokens: int = 10**12,
+        weight_bytes: int = 0,
+        parameters: int = 0,
+        quantized: bool = False,
+    ):
+        weight = next(model.parameters())
+        self.model, self.tokenizer, self.provenance = model, tokenizer, provenance or {}
+        self.device, self.block_size = weight.device, model.config.block_size
+        self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
+        self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
+        self.cache = Slots(model.config, slots, weight.device, weight.dtype)
+        self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens)
+        self.chunk = CHUNK.get(weight.device.type, CHUNK["cpu"])
+        self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())
+        self.transcripts: dict[int, Transcript] = {}
+        self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self.sampler: tuple[list[Request], Sampler] = ([], None)
+        self.thread: threading.Thread | None = None
+        self.lock = threading.Lock()  # of the line: `submit` comes from other threads
+        self.draining = self.stopping = False
+        self.forget()
+
+    # ---- from any thread
+
+    def forget(self) -> None:
+        """Sets the statistics to zero."""
+        self.prompt_tokens = self.cached_tokens = self.generation_tokens = self.steps = 0
+        self.busy_seconds = self.bytes_read = 0.0
+
+    def submit(self, request: Request) -> None:
+        """Puts a request in line.
+
+        Raises:
+            Busy: when the line is full.
+            NotReady: while the engine drains.
+            UserError: for an empty prompt, or a bias on a token that the vocabulary does not have.
+        """
+        if not request.ids:
+            raise UserError("the prompt is empty: it needs at least one token.")
+        strangers = [i for i in request.settings.logit_bias if not 0 <= i < self.tokenizer.vocab_size]
+        if strangers:
+            raise UserError(
+                f"logit_bias names the token {strangers[0]}; this model has 0 to {self.tokenizer.vocab_size - 1}."
+            )
+        with self.lock:
+            if self.draining:
+                raise NotReady("the server is shutting down or changing its model: try again in a moment.")
+            self.scheduler.check_room(request)
+            self.scheduler.waiting.append(request)
+        self.inbox.put(None)  # wakes the thread
+
+    def cancel(self, request: Request) -> None:
+        """Gives a request up before its next token."""
+        request.cancelled = True
+        self.inbox.put(None)
+
+    def stats(self) -> Stats:
+        scheduler = self.scheduler
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            waiting_tokens=scheduler.waiting_tokens,
+            slots=len(scheduler.slots),
+            kv_usage=scheduler.used_places() / (len(scheduler.slots) * self.block_size),
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            generation_tokens=self.generation_tokens,
+            steps=self.steps,
+            busy_seconds=self.busy_seconds,
+            bytes_read=self.bytes_read,
+        )
+
+    # ---- the thread
+
+    def start(self) -> None:
+        """Runs the steps on a thread of their own."""
+        self.thread = threading.Thread(target=self.loop, name="engine", daemon=True)
+        self.thread.start()
+
+    def loop(self) -> None:
+        torch.set_flush_denormal(True)  # a setting of each thread
+        while not self.stopping:
+            if not self.step():
+                self.inbox.get()
+
+    def drain(self, seconds: float = float("inf")) -> None:
+        """Takes nothing new, lets what runs finish for so long, and stops."""
+        with self.lock:
+            self.draining = True
+        t0 = time.monotonic()
+        while self.thread and self.busy() and time.monotonic() - t0 < seconds:
+            time.sleep(0.01)
+        self.stopping = True
+        self.inbox.put(None)
+        if self.thread:
+            self.thread.join()
+        for slot in self.scheduler.running:
+            self.finish(slot.request, "cancelled", slot)
+        while self.scheduler.waiting:
+            self.finish(self.scheduler.waiting.popleft(), "cancelled")
+
+    def busy(self) -> bool:
+        """Whether there is anyone to serve."""
+        with self.lock:  # nobody is between the line and a slot
+            return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def run(self, requests: Iterable[Request]) -> None:
+        """Steps without a thread until these requests are done. Their sinks get the pieces."""
+        for request in requests:
+            self.submit(request)
+        while self.step():
+            pass
+
+    # ---- one step
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Moves everything on by a token, or a prompt by a chunk; False when there is nothing to do."""
+        t0 = time.perf_counter()
+        while not self.inbox.empty():
+            self.inbox.get()
+        self.give_up()
+        with self.lock:
+            self.scheduler.admit()
+        if not self.scheduler.running:
+            return False
+        writing = self.scheduler.writing()
+        alone = [slot for slot in writing if slot.request.settings.deterministic]
+        together = [slot for slot in writing if not slot.request.settings.deterministic]
+        for group in ([together] if together else []) + [[slot] for slot in alone]:
+            self.guard(group, self.write)
+        budget = self.chunk
+        while budget > 0 and (slot := self.scheduler.reading()):
+            most = self.chunk if slot.request.settings.deterministic else budget  # its chunks must not depend on others
+            budget -= min(most, slot.ahead)
+            self.guard([slot], lambda slots, most=most: self.read(slots, most))
+        self.steps += 1
+        self.busy_seconds += time.perf_counter() - t0
+        return True
+
+    def guard(self, slots: list[Slot], work) -> None:
+        """Does one piece of work; if it fails, the requests it was for fail, and no others."""
+        try:
+            work(slots)
+        except Exception as error:
+            log.exception("a step failed")
+            for slot in slots:
+                if slot.request:
+                    slot.length = 0  # what is in the cache may be half written
+                    self.finish(slot.request, "error", slot, error=f"{type(error).__name__}: {error}")
+
+    def give_up(self) -> None:
+        """Ends what was cancelled or is too late, in line or running."""
+        now = time.monotonic()
+        with self.lock:
+            late = [r for r in self.scheduler.waiting if r.cancelled or now > r.deadline]
+            for request in late:
+                self.scheduler.waiting.remove(request)
+        for request in late:
+            self.finish(request, "cancelled" if request.cancelled else "deadline")
+        for slot in self.scheduler.running:
+            if slot.request.cancelled or now > slot.request.deadline:
+                self.finish(slot.request, "cancelled" if slot.request.cancelled else "deadline", slot)
+
+    def read(self, slots: list[Slot], most: int) -> None:
+        """Reads the next ids of a prompt, so many at most; after the last one, writes the first token."""
+        [slot] = slots
+        request = slot.request
+        ids = slot.next_ids(most)
+        hidden = self.forward([slot], [ids])  # (1, T, C)
+        losses = self.prompt_tokens_of(slot, ids, hidden) if request.settings.prompt_logprobs and not request.written else ()
+        slot.length += len(ids)
+        if slot.ahead:
+            if losses:
+                request.sink(Piece("", prompt=losses, at=time.monotonic()))
+        elif request.settings.max_new_tokens == 0:
+            self.finish(request, "length", slot, prompt=losses)
+        else:
+            self.choose([slot], self.model.logits(hidden[:, -1]), losses)
+
+    def write(self, slots: list[Slot]) -> None:
+        """Writes the next token of each slot."""
+        for slot in [slot for slot in slots if slot.request.settings.max_new_tokens == 0]:
+            self.finish(slot.request, "length", slot)
+        slots = [slot for slot in slots if slot.request]
+        full = [slot for slot in slots if slot.length == self.block_size]
+        for slot in full:
+            slot.slide(self.block_size)  # read again, from the next step on
+        slots = [slot for slot in slots if slot not in full]
+        if not slots:
+            return
+        hidden = self.forward(slots, [slot.next_ids(1) for slot in slots])  # (B, 1, C)
+        for slot in slots:
+            slot.length += 1
+        self.choose(slots, self.model.logits(hidden[:, -1]))
+
+    def forward(self, slots: list[Slot], ids: list[list[int]]) -> Tensor:
+        """The model over the next ids of some slots: (B, T, C)."""
+        window = self.cache.window([slot.index for slot in slots], [slot.length for slot in slots])
+        seen = sum(slot.length for slot in slots)
+        self.bytes_read += self.weight_bytes + seen * self.cache.bytes_per_place
+        return self.model.hidden(torch.tensor(ids, device=self.device), window)
+
+    def choose(self, slots: list[Slot], logits: Tensor, losses: tuple[Token, ...] = ()) -> None:
+        """Draws the next token of each slot, logits (B, V), and hands it on."""
+        requests = [slot.request for slot in slots]
+        if self.sampler[0] != requests:  # the same rows as in the last step need no new tensors
+            self.sampler = requests, Sampler([request.settings for request in requests], self.device)
+        sampler = self.sampler[1]
+        uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.written) for r in requests]
+        seen = [request.ids for request in requests] if sampler.penalised else []
+        chosen = sampler.choose(logits, uniforms, seen, [request.prompt_length for request in requests]).tolist()
+        for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
+            most = slot.request.settings.logprobs
+            reported = Token(token) if most is None else report(logits[row], [token], most)[0]
+            self.hand_on(slot, token, reported, losses)
+
+    def hand_on(self, slot: Slot, token: int, reported: Token, losses: tuple[Token, ...]) -> None:
+        """Adds a token to its text, and gives the person what became certain."""
+        request, now = slot.request, time.monotonic()
+        request.first_token = request.first_token or now
+        before = request.written
+        text, reason, stop = self.transcript(request).push(token)
+        tokens = (reported,) if request.written > before else ()  # what only ends the text is no part of it
+        self.generation_tokens += len(tokens)
+        if reason:
+            self.finish(request, reason, slot, text=text, tokens=tokens, stop=stop, prompt=losses)
+        else:
+            request.sink(Piece(text, tokens, losses, at=now))
+
+    def transcript(self, request: Request) -> Transcript:
+        if request.number not in self.transcripts:
+            self.transcripts[request.number] = Transcript(request, self.tokenizer)
+        return self.transcripts[request.number]
+
+    def finish(self, request: Request, reason: str, slot: Slot | None = None, text: str = "", **piece) -> None:
+        """Ends a request and frees its slot."""
+        transcript = self.transcripts.pop(request.number, None)
+        if reason not in ("stop", "length") and transcript:
+            text = transcript.close()
+        if slot:
+            self.scheduler.release(slot)
+            self.prompt_tokens += request.prompt_length
+            self.cached_tokens += request.cached
+        request.finished, request.finish_reason = time.monotonic(), reason
+        request.sink(Piece(text, finish_reason=reason, at=request.finished, **piece))
+
+    def prompt_tokens_of(self, slot: Slot, ids: list[int], hidden: Tensor) -> tuple[Token, ...]:
+        """The log-probabilities of the prompt's tokens that follow a chunk: hidden (1, T, C)."""
+        start = slot.base + slot.length + 1
+        following = slot.request.ids[start : start + len(ids)]
+        if not following:
+            return ()
+        most = slot.request.settings.logprobs or 0
+        rows = hidden[0, : len(following)]  # (T, C)
+        if most:
+            return tuple(report(self.model.logits(rows), following, most))
+        targets = torch.tensor(following, device=self.device)
+        losses = token_losses(rows, self.model.head.weight[: self.model.config.vocab_size], targets).tolist()
+        return tuple(Token(i, -loss) for i, loss in zip(following, losses, strict=True))
+
+
+def report(logits: Tensor, ids: list[int], most: int) -> list[Token]:
+    """Tokens with their log-probabilities, and the likeliest ones beside them: logits (T, V) or (V,)."""
+    logprobs = logits.float().view(len(ids), -1).log_softmax(-1)  # (T, V)
+    best = logprobs.topk(min(most, logprobs.size(-1)))
+    own = logprobs[torch.arange(len(ids)), ids].tolist()
+    return [
+        Token(i, value, tuple(zip(indices, values, strict=True)))
+        for i, value, indices, values in zip(ids, own, best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def texts(model: nn.Module, tokenizer: Tokenizer, prompt: list[int], settings: Iterable[Settings]) -> list[str]:
+    """Whole texts at once that go on from one prompt, one for each of some settings."""
+    settings = list(settings)
+    written: list[list[Piece]] = [[] for _ in settings]
+    requests = [Request(prompt, each, pieces.append) for each, pieces in zip(settings, written, strict=True)]
+    Engine(model, tokenizer, slots=max(1, min(64, len(requests)))).run(requests)
+    return ["".join(map(text_of, pieces)) for pieces in written]
+
+
+def stream(model: nn.Module, tokenizer: Tokenizer, prompt: list[int], settings: Settings) -> Iterator[str]:
+    """One text that goes on from a prompt, piece by piece as it becomes certain."""
+    pieces: list[Piece] = []
+    engine = Engine(model, tokenizer, slots=1)
+    engine.submit(Request(prompt, settings, pieces.append))
+    while engine.step():
+        yield from map(text_of, pieces)
+        pieces.clear()
+
+
+def text_of(piece: Piece) -> str:
+    """The text of a piece.
+
+    Raises:
+        RuntimeError: when it says that the model failed.
+    """
+    if piece.error:
+        raise RuntimeError(piece.error)
+    return piece.text

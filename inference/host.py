@@ -1,0 +1,127 @@
+"""The engine that answers now, and how another checkpoint takes its place without dropping a request."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+
+import checkpoint as checkpoints
+from config import UserError
+from inference import weights
+from inference.engine import Engine
+from inference.request import NotReady, Request, Settings
+
+CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU half of what is free
+GRACE = 3.0  # seconds in which an engine that was replaced still takes requests
+MOST_SLOTS = {"cpu": 16, "cuda": 128}
+
+
+class Host:
+    """Loads checkpoints into engines.
+
+    Args:
+        path: the checkpoint, or a run's folder.
+        dtype: auto (the fastest on this machine), float32 or bfloat16.
+        quantize: int8, or nothing.
+        slots: texts that are written at once; 0 lets the memory decide.
+        max_waiting, max_waiting_tokens: how long the line of requests may be.
+
+    Attributes:
+        reason: why nothing answers; empty when the model is ready.
+        memory_rate: bytes a second that this machine reads, measured at the first load.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: torch.device | str = "cpu",
+        dtype: str = "auto",
+        quantize: str = "",
+        slots: int = 0,
+        max_waiting: int = 64,
+        max_waiting_tokens: int = 65536,
+    ):
+        self.path, self.device = path, torch.device(device)
+        self.dtype, self.quantize, self.slots = dtype, quantize, slots
+        self.limits = {"max_waiting": max_waiting, "max_waiting_tokens": max_waiting_tokens}
+        self.current: Engine | None = None
+        self.reason = "the model is being loaded."
+        self.memory_rate = 0.0
+        self.draining = False
+        self.loading = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that answers now.
+
+        Raises:
+            NotReady: with the reason.
+        """
+        if self.current is None or self.reason:
+            raise NotReady(self.reason)
+        return self.current
+
+    def load(self) -> None:
+        """Loads the checkpoint, warms it up and lets it take over; the one before finishes what it has begun. Blocks.
+
+        Raises:
+            UserError: when it cannot be loaded. The engine before, if there is one, goes on.
+        """
+        with self.loading:
+            try:
+                engine = self.make_engine()
+            except Exception as error:
+                if self.current is None:
+                    told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}, see the log."
+                    self.reason = f"the checkpoint could not be loaded: {told}"
+                raise
+            if self.draining:
+                engine.drain(0)
+                return
+            before, self.current, self.reason = self.current, engine, ""
+        if before:
+            threading.Thread(target=retire, args=[before], name="retire", daemon=True).start()
+
+    def make_engine(self) -> Engine:
+        """A warm engine, with its thread running."""
+        model, tokenizer, provenance = checkpoints.load_model(self.path, self.device)
+        dtype = weights.fastest_dtype(self.device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = torch.bfloat16 if self.quantize else dtype
+        self.memory_rate = self.memory_rate or weights.memory_rate(self.device)
+        told = {"parameters": model.parameter_count(), "quantized": bool(self.quantize)}
+        told["weight_bytes"] = weights.prepare(model, dtype, int8=bool(self.quantize))
+        slots = self.slots or self.affordable_slots(model.config, dtype.itemsize)
+        engine = Engine(model, tokenizer, slots, provenance, **self.limits, **told)
+        warm_up(engine)
+        engine.start()
+        return engine
+
+    def affordable_slots(self, config, itemsize: int) -> int:
+        """As many slots as the memory has room for, up to what is worth batching."""
+        each = 2 * config.n_layer * config.n_kv_head * config.block_size * config.head_dim * itemsize
+        on_gpu = self.device.type == "cuda"
+        room = torch.cuda.mem_get_info(self.device)[0] // 2 if on_gpu else CACHE_BYTES
+        return int(max(1, min(room // each, MOST_SLOTS.get(self.device.type, MOST_SLOTS["cpu"]))))
+
+    def drain(self, seconds: float = float("inf")) -> None:
+        """Takes nothing new, lets what runs finish for so long, and stops."""
+        self.draining, self.reason = True, "the server is shutting down."
+        if self.current:
+            self.current.drain(seconds)
+
+
+def retire(engine: Engine) -> None:
+    """Lets an engine that was replaced finish. Who asked for it just before may still be on the way with a request."""
+    time.sleep(GRACE)
+    engine.drain()
+
+
+def warm_up(engine: Engine) -> None:
+    """Lets an engine write a little, alone and in company: the first steps on a machine are slow, and no client should wait."""
+    prompt = [engine.tokenizer.eot] * min(8, engine.block_size)
+    settings = Settings(max_new_tokens=4, ignore_eos=True, seed=0)
+    for company in {1, 2, len(engine.scheduler.slots)}:
+        engine.run([Request(prompt, settings, lambda _: None, scope="warm-up") for _ in range(company)])
+    engine.forget()

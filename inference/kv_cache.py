@@ -1,0 +1,82 @@
+"""Keys and values of many texts at once, each in a slot of its own and of its own length.
+
+A step of the engine looks at the slots through one of two windows, which the model uses as it would a `KVCache`: `OneRow` reads
+any number of tokens into one slot, `ManyRows` one token into each of several.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from config import ModelConfig
+from model import causal_mask
+
+ROUND = 64  # many rows look at a multiple of this many places: fewer shapes, aligned reads
+
+
+class Slots:
+    """Room for `count` texts: `k` and `v` are (n_layer, count, n_kv_head, block_size, D)."""
+
+    def __init__(self, config: ModelConfig, count: int, device: torch.device | str, dtype: torch.dtype):
+        shape = (config.n_layer, count, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.bytes_per_place = 2 * self.k[:, 0, :, 0].nbytes
+
+    def window(self, slots: list[int], lengths: list[int]) -> OneRow | ManyRows:
+        """A window on some slots that hold so many tokens each."""
+        return OneRow(self, slots[0], lengths[0]) if len(slots) == 1 else ManyRows(self, slots, lengths)
+
+
+class OneRow:
+    """One slot, and the next T tokens of its text."""
+
+    def __init__(self, slots: Slots, slot: int, length: int):
+        self.k, self.v = slots.k[:, slot : slot + 1], slots.v[:, slot : slot + 1]  # (n_layer, 1, H, block_size, D)
+        self.length = length
+
+    def places(self, T: int) -> slice:
+        return slice(self.length, self.length + T)
+
+    def mask(self, T: int) -> Tensor | None:
+        return causal_mask(self.length, T, self.k.device) if self.length and T > 1 else None
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.size(2)
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def advance(self, T: int) -> None:
+        self.length += T
+
+
+class ManyRows:
+    """Several slots, and the next token of each. Rows shorter than the longest do not look at what lies behind their end."""
+
+    def __init__(self, slots: Slots, rows: list[int], lengths: list[int]):
+        self.k, self.v = slots.k, slots.v
+        self.length = max(lengths)
+        self.span = min(-(-(self.length + 1) // ROUND) * ROUND, slots.k.size(3))
+        device = slots.k.device
+        self.rows = torch.tensor(rows, device=device)  # (B,)
+        self.ends = torch.tensor(lengths, device=device)  # (B,)
+        together = rows == list(range(rows[0], rows[0] + len(rows)))
+        self.seen = slice(rows[0], rows[0] + len(rows)) if together else self.rows  # neighbours are read without a copy
+
+    def places(self, T: int) -> Tensor:
+        return self.ends[:, None]  # (B, 1)
+
+    def mask(self, T: int) -> Tensor:
+        within = torch.arange(self.span, device=self.ends.device) <= self.ends[:, None]  # (B, S)
+        return within[:, None, None]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.k[layer], self.v[layer]
+        keys[self.rows, :, self.ends] = k[:, :, 0]  # (B, H, D)
+        values[self.rows, :, self.ends] = v[:, :, 0]
+        return keys[self.seen, :, : self.span], values[self.seen, :, : self.span]  # (B, H, S, D)
+
+    def advance(self, T: int) -> None:
+        """Nothing to count: a window is used for one step."""

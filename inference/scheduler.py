@@ -1,0 +1,134 @@
+"""Who runs next: requests wait in one line, and each that runs has a slot of the cache."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from inference.request import Busy, Request
+
+
+@dataclass
+class Slot:
+    """One place for a text. When its request leaves, its tokens stay, and a later request that begins alike need not read them.
+
+    Attributes:
+        base: where in the request's ids the window of the model begins; it moves on when a text outgrows the context.
+        length: how many ids from there on have their keys and values in the cache.
+        kept: after the request has left, the ids of those keys and values.
+    """
+
+    index: int
+    request: Request | None = None
+    base: int = 0
+    length: int = 0
+    kept: list[int] = field(default_factory=list)
+    scope: str = ""
+    left_at: float = 0.0
+
+    @property
+    def ahead(self) -> int:
+        """How many ids the model has not read yet: one while it writes, more while it reads."""
+        return len(self.request.ids) - self.base - self.length
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads rather than writes: until its last id, and to the end where nothing is to be written."""
+        return self.ahead > 1 or self.request.settings.max_new_tokens == 0
+
+    def next_ids(self, most: int) -> list[int]:
+        """The next ids to read."""
+        start = self.base + self.length
+        return self.request.ids[start : start + most]
+
+    def reusable(self, request: Request) -> int:
+        """How many of a request's first ids are here already. The last one is always read: its logits are wanted."""
+        settings = request.settings
+        if self.scope != request.scope or settings.deterministic or settings.prompt_logprobs:
+            return 0
+        return common_start(self.kept, request.ids[:-1])
+
+    def take(self, request: Request, block_size: int) -> None:
+        """Gives this slot to a request."""
+        self.length = self.reusable(request)
+        self.request, self.scope, self.kept = request, request.scope, []
+        self.base = max(0, len(request.ids) - block_size)  # a longer prompt loses its beginning
+        request.cached = self.length = 0 if self.base else self.length
+        request.admitted = time.monotonic()
+
+    def slide(self, block_size: int) -> None:
+        """Forgets the older half of a context that is full; the rest is read again."""
+        self.base, self.length = len(self.request.ids) - max(1, block_size // 2), 0
+
+    def leave(self) -> None:
+        self.kept = self.request.ids[self.base : self.base + self.length] if not self.base else []
+        self.request, self.left_at = None, time.monotonic()
+
+
+class Scheduler:
+    """The line and the slots.
+
+    Args:
+        count: slots, which is how many requests run at once.
+        most_waiting, most_tokens: how long the line may be, in requests and in tokens of their prompts.
+    """
+
+    def __init__(self, count: int, block_size: int, most_waiting: int, most_tokens: int):
+        self.slots = [Slot(index) for index in range(count)]
+        self.block_size, self.most_waiting, self.most_tokens = block_size, most_waiting, most_tokens
+        self.waiting: deque[Request] = deque()
+        self.seconds_per_request = 1.0  # a running mean, for `Retry-After`
+
+    @property
+    def running(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.request]
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(request.prompt_length for request in tuple(self.waiting))
+
+    def check_room(self, request: Request) -> None:
+        """Refuses a request that the line has no room for.
+
+        Raises:
+            Busy: with the time after which to come again.
+        """
+        free = len(self.slots) - len(self.running)
+        crowded = len(self.waiting) - free >= self.most_waiting  # who finds a slot free does not wait
+        if crowded or (self.waiting and self.waiting_tokens + request.prompt_length > self.most_tokens):
+            rounds = (len(self.waiting) + 1) / len(self.slots)
+            raise Busy(
+                f"{len(self.waiting)} requests are waiting, which is all the queue holds: try again in a moment.",
+                retry_after=max(0.1, rounds * self.seconds_per_request),
+            )
+
+    def admit(self) -> None:
+        """Gives free slots to those who wait longest: the slot that knows most of the prompt, else the one longest unused."""
+        while self.waiting and (free := [slot for slot in self.slots if not slot.request]):
+            request = self.waiting.popleft()
+            best = max(free, key=lambda slot: (slot.reusable(request), -slot.left_at, -slot.index))
+            best.take(request, self.block_size)
+
+    def reading(self) -> Slot | None:
+        """The slot whose prompt is read next: the one that was admitted first."""
+        return min((slot for slot in self.running if slot.reads), key=lambda slot: slot.request.admitted, default=None)
+
+    def writing(self) -> list[Slot]:
+        """The slots that write their next token."""
+        return [slot for slot in self.running if not slot.reads]
+
+    def release(self, slot: Slot) -> None:
+        request = slot.request
+        self.seconds_per_request += 0.1 * (time.monotonic() - request.admitted - self.seconds_per_request)
+        slot.leave()
+
+    def used_places(self) -> int:
+        """Places of the cache that hold tokens of running requests."""
+        return sum(slot.length for slot in self.running)
+
+
+def common_start(a: list[int], b: list[int]) -> int:
+    """How many first elements two lists share."""
+    most = min(len(a), len(b))
+    return next((at for at in range(most) if a[at] != b[at]), most)

@@ -1,0 +1,52 @@
+"""From tokens to the text that a person gets: whole characters, nothing of a stop string, and why it ended."""
+
+from __future__ import annotations
+
+from inference.request import Request
+from tokenizer import StreamDecoder, Tokenizer
+
+
+class Transcript:
+    """The text of one request as it grows."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer):
+        self.request, self.eot = request, tokenizer.eot
+        self.decoder = StreamDecoder(tokenizer)
+        self.stops = [stop for stop in request.settings.stop if stop]  # an empty one stops nothing
+        self.held = ""  # text that may yet turn out to be the beginning of a stop string
+
+    def push(self, token: int) -> tuple[str, str, str | int | None]:
+        """Takes one more token: the text that became certain, why it ends here ("" if it goes on), and what stopped it."""
+        settings = self.request.settings
+        if token in settings.stop_ids:
+            return self.close(), "stop", token
+        if token == self.eot and not settings.ignore_eos:
+            return self.close(), "stop", None
+        self.request.ids.append(token)
+        self.held += self.decoder.push(token)
+        at, stop = self.first_stop()
+        if stop:
+            return self.held[:at], "stop", stop
+        if self.request.written >= settings.max_new_tokens:
+            text = self.close()
+            at, stop = self.first_stop()
+            return (text[:at], "stop", stop) if stop else (text, "length", None)
+        keep = self.undecided()
+        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return text, "", None
+
+    def close(self) -> str:
+        """All that was held back, now that nothing follows."""
+        self.held += self.decoder.flush()
+        return self.held
+
+    def first_stop(self) -> tuple[int, str]:
+        """Where the first stop string begins, and which one; ("" if there is none)."""
+        found = [(at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        return min(found, default=(-1, ""))
+
+    def undecided(self) -> int:
+        """How many characters at the end could be the beginning of a stop string."""
+        longest = min(len(self.held), max((len(stop) - 1 for stop in self.stops), default=0))
+        tails = range(longest, 0, -1)
+        return next((n for n in tails if any(stop.startswith(self.held[-n:]) for stop in self.stops)), 0)

@@ -1,0 +1,135 @@
+"""The weights as an engine reads them: in the dtype, the layout and the precision that this machine multiplies fastest.
+
+On a CPU a step of a small batch is a matter of reading the weights, so fewer bytes are faster: bfloat16 halves them where the
+processor has instructions for it, int8 quarters them. A layout made once (oneDNN's blocks) saves reordering them at every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 16  # the batch that packed weights are laid out for
+STRIDE = 16  # int8 rows are read so many numbers at a time; of other lengths torch's kernel reads beyond them, and may crash
+FEW = 2  # up to so many rows int8 weights are multiplied as they are; more are faster in bfloat16
+
+
+class Packed(nn.Module):
+    """A matrix in oneDNN's own layout, for reading only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class Int8(nn.Module):
+    """A matrix of 8-bit numbers, each row with a scale of its own (symmetric, round to nearest), for one or two rows of input.
+
+    More rows than that share one reading of the weights, and take a bfloat16 copy.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.scale = (weight.float().abs().amax(-1) / 127).clamp(min=1e-12)  # (out,)
+        self.rounded = (weight.float() / self.scale[:, None]).round().to(torch.int8)  # (out, in)
+        self.scale, self.bias = self.scale.bfloat16(), bias
+        self.many = pack((self.rounded * self.scale.float()[:, None]).to(weight.dtype), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.size(-1))
+        if len(rows) > FEW:
+            return self.many(x)
+        y = torch.ops.aten._weight_int8pack_mm(rows, self.rounded, self.scale)
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+
+class Plain(nn.Module):
+    """A matrix as it is, where there is no better layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def pack(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A matrix in the best layout for its device."""
+    weight = weight.detach()
+    bias = None if bias is None else bias.detach()
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        with contextlib.suppress(RuntimeError):  # a processor without instructions for 16-bit numbers
+            return Packed(weight, bias)
+    return Plain(weight, bias)
+
+
+@torch.no_grad()
+def prepare(model: nn.Module, dtype: torch.dtype = torch.float32, int8: bool = False) -> int:
+    """Lays a model's matrices out for reading, in place: it can answer from now on, but not be trained or saved.
+
+    Args:
+        dtype: of weights, activations and cache. With int8 it is bfloat16, the only one that torch multiplies int8 with quickly.
+
+    Returns:
+        the bytes of weights that writing one token reads.
+    """
+    model.to(dtype).eval().requires_grad_(False)
+    read = 0
+
+    def lay_out(matrix: Tensor, bias: Tensor | None = None) -> nn.Module:
+        nonlocal read
+        small = int8 and matrix.size(1) % STRIDE == 0
+        read += matrix.numel() * (1 if small else matrix.element_size())
+        return Int8(matrix, bias) if small else pack(matrix, bias)
+
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            for name, matrix in list(part.named_children()):
+                if isinstance(matrix, nn.Linear):
+                    setattr(part, name, lay_out(matrix.weight, matrix.bias))
+    model.logits = lay_out(model.head.weight[: model.config.vocab_size]).forward
+    return read
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where this machine multiplies it faster than float32, by trying; small and large batches count alike."""
+    if device.type != "cpu":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {dtype: trial(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.9 * seconds[torch.float32] else torch.float32
+
+
+def memory_rate(device: torch.device) -> float:
+    """Bytes a second that this machine reads, by summing up 256 MiB: the best of four tries."""
+    numbers = torch.ones(2**26, device=device)
+    best = float("inf")
+    for _ in range(4):
+        t0 = time.perf_counter()
+        float(numbers.sum())
+        best = min(best, time.perf_counter() - t0)
+    return numbers.nbytes / best
+
+
+@torch.no_grad()
+def trial(dtype: torch.dtype) -> float:
+    """Seconds for one and for sixteen rows times a matrix of 16 M numbers: more than a cache holds, so that reading counts."""
+    matrix = pack(torch.ones(8192, 2048, dtype=dtype), None)
+    total = 0.0
+    for rows in (1, ROWS):
+        x = torch.ones(rows, 2048, dtype=dtype)
+        matrix(x)
+        t0 = time.perf_counter()
+        for _ in range(3):
+            matrix(x)
+        total += time.perf_counter() - t0
+    return total
