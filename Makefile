@@ -4,7 +4,7 @@
 PY := venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup-all setup install install-force init check-deps train generate info bench \
+.PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench \
 	test quick-test test-slow test-gpu lint clean clean-checkpoints clean-all runtime dev
 
 ##@ Start here
@@ -25,6 +25,16 @@ generate: runtime ## Write text with the newest model (ARGS="--prompt 'Once upon
 info: ARGS ?= --preset quick
 info: runtime ## Configuration, parameters, memory, and what this machine offers
 	@$(PY) train_cli.py plan $(ARGS)
+
+serve: HOST ?= 127.0.0.1
+serve: PORT ?= 8000
+serve: runtime ## Answer over HTTP with the newest model (HOST=127.0.0.1 PORT=8000)
+	@$(PY) serve.py --host $(HOST) --port $(PORT) $(ARGS)
+
+serve-dev: HOST ?= 127.0.0.1
+serve-dev: PORT ?= 8000
+serve-dev: runtime ## The same for developers: reloads code, /docs, readable logs
+	@$(PY) serve.py --dev --host $(HOST) --port $(PORT) $(ARGS)
 
 ##@ Set-up
 setup-all: ## Everything: setup, init, check-deps, quick-test

@@ -1,0 +1,103 @@
+"""The application: the rooms of the server, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from config import ServeConfig, UserError
+from inference.host import Host
+from server import (
+    errors,
+    greeting,
+    login,
+    logs,
+    metrics_routes,
+    native,
+    openai_routes,
+    operations,
+    score,
+    session_routes,
+)
+from server.auth import Gate
+from server.limits import BodyLimit
+from server.metrics import Metrics
+from server.sessions import Sessions
+
+log = logging.getLogger("server")
+
+
+def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
+    """The application. Without a host it makes one, and loads the model on a thread once it runs.
+
+    Raises:
+        UserError: for settings that must not be served with.
+    """
+    gate, own = Gate(config), host is None
+    host = make_host(config) if own else host
+    metrics = Metrics(host)
+    app = FastAPI(
+        title="Your own GPT",
+        description="Text from a checkpoint of the toolkit.",
+        openapi_url="/openapi.json" if config.docs else None,
+        middleware=middleware(config, metrics),
+        lifespan=lifespan if own else None,
+    )
+    app.state.config, app.state.gate, app.state.host, app.state.metrics = config, gate, host, metrics
+    app.state.sessions = Sessions(config.session_db, config.session_days, config.session_turns)
+    errors.install(app)
+    rooms = [native, score, session_routes, openai_routes, login, operations]
+    for room in rooms if config.metrics_port else [*rooms, metrics_routes]:
+        app.include_router(room.router, responses=errors.DOCUMENTED)
+    return app
+
+
+def middleware(config: ServeConfig, metrics: Metrics) -> list[Middleware]:
+    """What every request passes, outermost first. All of it is plain ASGI: `BaseHTTPMiddleware` hides that a client left."""
+    pages = {"allow_origins": config.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
+    shown = [
+        "x-request-id",
+        "retry-after",
+        *(f"x-ratelimit-{each}-requests" for each in ("limit", "remaining", "reset")),
+    ]
+    return [
+        Middleware(logs.Tracing, count=metrics.count),
+        *([Middleware(CORSMiddleware, **pages, expose_headers=shown)] if config.cors_origins else []),
+        Middleware(errors.Guard),
+        Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout),
+    ]
+
+
+def make_host(config: ServeConfig) -> Host:
+    """Who loads the model, on the device of the configuration."""
+    from training import calibrate, distributed
+
+    device = distributed.pick_device(config.device)
+    calibrate.tune_process(device)
+    line = {"max_waiting": config.max_waiting, "max_waiting_tokens": config.max_waiting_tokens}
+    return Host(config.checkpoint, device, config.dtype, config.quantize, config.slots, **line)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Loads the model while the port is open already, and closes the sessions at the end."""
+    threading.Thread(target=load, args=[app.state.host], name="loader", daemon=True).start()
+    yield
+    app.state.sessions.close()
+
+
+def load(host: Host) -> None:
+    """Loads the checkpoint, for the first time or again, and says what came of it."""
+    try:
+        host.load()
+        print(greeting.model_line(host.engine), flush=True)
+    except UserError as error:
+        log.error("the model was not loaded: %s", error)
+    except Exception:
+        log.exception("the model was not loaded")

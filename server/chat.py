@@ -1,0 +1,147 @@
+"""A conversation as the text that a model goes on from.
+
+A checkpoint that was taught to chat brings its own template. A base model knows none: it gets a transcript, which it
+continues as it would continue any dialogue in a book.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import secrets
+from dataclasses import dataclass
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from config import UserError
+from tokenizer import EOT, Tokenizer
+
+NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}  # as a transcript has them
+NEXT_TURN = "\nUser:"  # where a transcript's answer ends
+FOR_ANSWER = 4  # of a full block, one part in so many is left for the answer
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing that was said: by `system`, `developer`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the engine is given for a conversation.
+
+    Attributes:
+        ids: the tokens.
+        stop: texts that end the answer, beside those that the request names.
+        plain: a transcript, so that the answer begins with the space after `Assistant:`.
+        dropped: how many of the oldest messages did not fit.
+    """
+
+    ids: list[int]
+    stop: tuple[str, ...]
+    plain: bool
+    dropped: int
+
+
+class Chat:
+    """How one model is talked to.
+
+    Args:
+        template: the checkpoint's own, in jinja2; none for a base model.
+        documents: every text of the corpus began after an end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str = "", documents: bool = False):
+        self.tokenizer, self.template, self.documents = tokenizer, template, documents
+
+    def prompt(self, messages: list[Message], block_size: int, answer: int | None = None) -> Prompt:
+        """The conversation, less the oldest turns where it would leave too little of the block to the answer.
+
+        What the system says first and the last turn always stay, so the result may still be longer than the block.
+
+        Args:
+            answer: tokens that the answer may have; None is as many as fit.
+
+        Raises:
+            UserError: when the template does not take these messages.
+        """
+        head, turns = split(messages)
+        share = block_size // FOR_ANSWER
+        room = block_size - (share if answer is None else min(answer, share))
+
+        @functools.cache
+        def without(dropped: int) -> list[int]:
+            return self.ids(head + [message for turn in turns[dropped:] for message in turn])
+
+        def fits(dropped: int) -> bool:
+            return len(without(dropped)) <= room
+
+        last = max(0, len(turns) - 1)
+        first = 0 if fits(0) else min(last, bisect.bisect_left(range(last), True, lo=1, key=fits))
+        dropped = sum(map(len, turns[:first]))
+        return Prompt(without(first), () if self.template else (NEXT_TURN,), not self.template, dropped)
+
+    def ids(self, messages: list[Message]) -> list[int]:
+        """The tokens of these messages, up to where the assistant speaks next."""
+        pieces = fill(self.template, messages) if self.template else [transcript(messages)]
+        ids = self.tokenizer.encode(pieces[0]).tolist()
+        for piece in pieces[1:]:
+            ids += [self.tokenizer.eot, *self.tokenizer.encode(piece).tolist()]
+        starts = self.documents and ids[:1] != [self.tokenizer.eot]
+        return [self.tokenizer.eot, *ids] if starts or not ids else ids
+
+
+def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """What is said before the conversation, and its turns: each a user's message with the answers to it."""
+    start = next((n for n, message in enumerate(messages) if message.role in ("user", "assistant")), len(messages))
+    turns: list[list[Message]] = []
+    for message in messages[start:]:
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return messages[:start], turns
+
+
+def transcript(messages: list[Message]) -> str:
+    """The conversation as a dialogue that waits for the assistant's line."""
+    return "".join(f"{NAMES[message.role]}{message.content}\n" for message in messages) + "Assistant:"
+
+
+def fill(template: str, messages: list[Message]) -> list[str]:
+    """The template filled in, cut where it writes an end-of-text token.
+
+    Only the template can write that token: the same characters in a message are ordinary text.
+
+    Raises:
+        UserError: when it is no template, or refuses these messages.
+    """
+    said = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        ready, mark = compiled(template)
+        text = ready.render(messages=said, add_generation_prompt=True, bos_token=mark, eos_token=mark)
+    except Exception as error:  # a template is a program: anything may go wrong in it
+        raise UserError(f"the checkpoint's chat template does not take these messages: {error}") from error
+    return text.split(mark)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(source: str) -> tuple[Template, str]:
+    """A template ready to fill in, and the mark that stands for an end-of-text token: one that no message can contain.
+
+    It runs in a sandbox, since a checkpoint may come from a stranger.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    mark = secrets.token_hex(16)
+    return environment.from_string(source.replace(EOT, mark)), mark
+
+
+def refuse(reason: str) -> None:
+    """What templates call for messages that they cannot render."""
+    raise TemplateError(reason)

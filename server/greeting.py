@@ -1,0 +1,49 @@
+"""The first lines that a server prints: where it is, what answers, and a command that calls it."""
+
+from __future__ import annotations
+
+import shlex
+
+from config import ServeConfig
+from inference.engine import Engine
+from server.auth import Gate
+
+BODY = """-H "Content-Type: application/json" -d '{"prompt":"Hello","max_new_tokens":64}'"""
+# The shell fills in the secret, so that it stands in no log.
+KEY = '-H "X-API-Key: ${LLM_API_KEYS%%,*}"'
+TOKEN = (
+    """TOKEN=$(curl -s {url}/oauth/token -d username={name} --data-urlencode "password={password}" | cut -d'"' -f4)"""
+)
+
+
+def first_lines(config: ServeConfig, gate: Gate, port: int) -> str:
+    """What is known before the model is loaded."""
+    url = address(config, port)
+    lines = [f"{url} answers; the model is being loaded.", *filter(None, [gate.notice]), how_to_call(config, gate, url)]
+    return "\n".join(lines)
+
+
+def address(config: ServeConfig, port: int) -> str:
+    """The URL of a server; a machine that listens everywhere is called from itself."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def how_to_call(config: ServeConfig, gate: Gate, url: str) -> str:
+    """A command that works as it stands, in a shell with the server's environment."""
+    if gate.keys:
+        return f"curl {url}/v1/generate {KEY} {BODY}"
+    if not gate.passwords:
+        return f"curl {url}/v1/generate {BODY}"
+    name = next(iter(gate.passwords.hashes))
+    password = '$(printf %s "$LLM_USERS" | cut -d, -f1 | cut -d: -f2-)' if config.users else "PASSWORD"
+    login = TOKEN.format(url=url, name=shlex.quote(name), password=password)
+    return f'{login}\ncurl {url}/v1/generate -H "Authorization: Bearer $TOKEN" {BODY}'
+
+
+def model_line(engine: Engine) -> str:
+    """What answers: run, step, loss, and how it is run."""
+    told, loss = engine.provenance, engine.provenance.get("val_loss")
+    name = f"{told.get('run')}, step {told.get('step')}" + (f", validation loss {loss:.4f}" if loss else "")
+    how = "int8" if engine.quantized else engine.dtype
+    return f"{name}: {engine.parameters / 1e6:.1f} M parameters, {how}, context {engine.block_size}"

@@ -1,0 +1,143 @@
+"""What our own endpoints are sent, and what they answer. Strict: a wrong type or an unknown field is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from config import SamplingConfig
+from inference.request import MOST_LOGPROBS, Settings
+from server.session_routes import SESSION_ID
+
+FIELDS = {item.name: item for item in dataclasses.fields(SamplingConfig)}
+
+
+def whole(text: str) -> str:
+    """A text that UTF-8 can hold: JSON can spell half a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("surrogate", "Holds half a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class Strict(BaseModel):
+    """No conversions, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def sampling(name: str, **limits: float) -> Any:
+    """A field of SamplingConfig, with its default and its words."""
+    return Field(FIELDS[name].default, description=FIELDS[name].metadata["help"], **limits)
+
+
+class GenerateRequest(Strict):
+    """A prompt, and how to go on from it."""
+
+    prompt: Text = Field(description="the text to go on from; may be empty")
+    max_new_tokens: int = sampling("max_new_tokens", ge=0, le=10**9)
+    temperature: float = sampling("temperature", ge=0, le=100)
+    top_k: int = sampling("top_k", ge=0, le=10**9)
+    top_p: float = sampling("top_p", ge=0, le=1)
+    min_p: float = sampling("min_p", ge=0, le=1)
+    repetition_penalty: float = sampling("repetition_penalty", ge=0.01, le=100)
+    presence_penalty: float = sampling("presence_penalty", ge=-2, le=2)
+    frequency_penalty: float = sampling("frequency_penalty", ge=-2, le=2)
+    logit_bias: dict[BiasKey, Bias] = Field({}, max_length=1000, description="added to the logits of these token ids")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] = Field([], description="texts to end before")
+    stop_ids: list[TokenId] = Field([], max_length=64, description="token ids to end before")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same text; null draws one")
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, description="likeliest tokens to report at each place")
+    session_id: str | None = Field(
+        None, pattern=SESSION_ID, description="go on after this session's text, and add to it"
+    )
+    stream: bool = Field(False, description="send the text as it is written")
+    ignore_eos: bool = Field(False, description="go on where the model ends its text")
+    deterministic: bool = Field(False, description="the same bits whatever else is running; slower under load")
+
+    def settings(self) -> Settings:
+        """As the engine wants it."""
+        same = {name: getattr(self, name) for name in (*FIELDS, "seed", "logprobs", "ignore_eos", "deterministic")}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        bias = {int(token): value for token, value in self.logit_bias.items()}
+        return Settings(**{**same, "stop": stop, "stop_ids": tuple(self.stop_ids), "logit_bias": bias})
+
+
+class ScoreRequest(Strict):
+    """A text to be judged."""
+
+    text: Text = Field(min_length=1)
+
+
+class Cached(BaseModel):
+    """Of the prompt's tokens, those that were in the cache."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Cached
+
+
+class Produced(BaseModel):
+    """The checkpoint that answered."""
+
+    id: str
+    run: str | None
+    step: int | None
+    val_loss: float | None
+
+
+class Likely(BaseModel):
+    """A token, and its log-probability in nats."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class Written(Likely):
+    """A token of the text, with the likeliest ones at its place."""
+
+    top: list[Likely]
+
+
+class Generated(BaseModel):
+    """What was written, and by what. `finish_reason` is `stop`, `length` or `deadline`."""
+
+    text: str
+    finish_reason: str
+    stop: str | int | None = Field(description="the stop text or id that ended it")
+    usage: Usage
+    session_id: str | None
+    history_tokens: int = Field(description="tokens of the session's text that the model saw")
+    seed: int
+    model: Produced
+    tokens: list[Written] | None = Field(None, description="with logprobs only")
+
+
+class Scored(BaseModel):
+    """How likely a text is. Null where the number is too large to be one."""
+
+    log_likelihood: float | None = Field(description="of the whole text, in nats")
+    perplexity: float | None = Field(description="e to the loss per token")
+    bits_per_byte: float | None
+    tokens: int
+    bytes: int
+    model: Produced

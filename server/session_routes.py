@@ -1,0 +1,99 @@
+"""`/v1/sessions/{session_id}`: reading a session page by page, and deleting it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel
+
+from server.auth import Caller, caller
+from server.errors import ApiError
+from server.limits import later
+from server.sessions import Sessions, is_locked
+
+T = TypeVar("T")
+router = APIRouter()
+log = logging.getLogger("server")
+
+SESSION_ID = r"^[A-Za-z0-9._:@-]{1,128}$"
+Name = Annotated[str, Path(description="the name that the session was given", max_length=128)]
+
+
+class Turn(BaseModel):
+    """One prompt, and what was written after it."""
+
+    number: int
+    created: float
+    model: str
+    prompt: str
+    text: str
+
+
+class Page(BaseModel):
+    """A part of a session; `next` is the `after` of the next page, or null at the end."""
+
+    session_id: str
+    created: float
+    used: float
+    turns: list[Turn]
+    next: int | None
+
+
+class Deleted(BaseModel):
+    """A session that is gone."""
+
+    session_id: str
+    deleted: bool
+
+
+@router.get("/v1/sessions/{session_id}", response_model=Page)
+async def read(
+    request: Request,
+    session_id: Name,
+    caller: Annotated[Caller, Depends(caller)],
+    after: Annotated[int, Query(ge=0, le=2**62, description="the number of the turn before the page")] = 0,
+    limit: Annotated[int, Query(ge=1, le=200, description="turns of a page")] = 50,
+) -> dict[str, Any]:
+    """The turns of one of the caller's sessions, oldest first."""
+    page = await ask(request, Sessions.page, caller.name, session_id, after, limit)
+    if page is None:
+        raise unknown(session_id)
+    return page
+
+
+@router.delete("/v1/sessions/{session_id}", response_model=Deleted)
+async def delete(request: Request, session_id: Name, caller: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+    """Deletes one of the caller's sessions with all its text."""
+    if not await ask(request, Sessions.delete, caller.name, session_id):
+        raise unknown(session_id)
+    return {"session_id": session_id, "deleted": True}
+
+
+async def ask(request: Request, work: Callable[..., T], *arguments: Any) -> T:
+    """A method of the sessions, called off the event loop.
+
+    Raises:
+        ApiError: 503, when the file is locked, read-only, damaged, or the disk is full.
+    """
+    sessions = request.app.state.sessions
+    try:
+        return await asyncio.get_running_loop().run_in_executor(sessions.threads, work, sessions, *arguments)
+    except sqlite3.Error as error:
+        if is_locked(error):
+            message, code = "the sessions are busy: come back in a moment.", "sessions_busy"
+        else:
+            log.exception("the sessions' file fails")
+            message, code = (
+                "the sessions cannot be kept now; without a session_id the server still answers.",
+                "sessions_failed",
+            )
+        raise ApiError(503, message, "server_error", code=code, headers=later(1)) from None
+
+
+def unknown(session_id: str) -> ApiError:
+    return ApiError(404, "you have no such session.", "not_found_error", param="session_id", code="session_not_found")

@@ -1,0 +1,210 @@
+"""Sessions: the text so far, kept in SQLite, so that a client need not send it again.
+
+A session is a row of turns, each a prompt and the text that was written after it. A request with a session's name goes on
+after all of them: its prompt is put behind the text of the newest turns, as much of it as the context has room for.
+
+Each session belongs to its caller: two callers may use one name and never meet. A turn is written whole or not at all, when its
+text is done, so a process that is killed loses at most the turn it was writing. The newest turns are kept, the others
+forgotten, and a session that nobody uses is deleted after a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from config import UserError
+
+APPLICATION = 0x4C4C4D53  # "LLMS", in the file's header: it is ours
+VERSION = 1
+WAIT = 2.0  # seconds for another process's lock
+THREADS = 4
+PROBE_EVERY = 1.0  # seconds
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    key INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
+    UNIQUE (owner, name)
+);
+CREATE INDEX IF NOT EXISTS sessions_by_use ON sessions (used);
+CREATE TABLE IF NOT EXISTS turns (
+    session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE, number INTEGER NOT NULL,
+    created REAL NOT NULL, model TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
+    PRIMARY KEY (session, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS probe (one INTEGER PRIMARY KEY, at REAL NOT NULL);
+"""
+
+
+class Sessions:
+    """The file, and what can be done with it. The methods block; `threads` is where to call them.
+
+    Args:
+        days: without use, after which a session is deleted; 0 is never.
+        turns: how many of a session are kept.
+
+    Raises:
+        UserError: when the file cannot be opened, is damaged, or belongs to another program. It is left as it is.
+    """
+
+    def __init__(self, path: str, days: float, turns: int, clock: Callable[[], float] = time.time):
+        self.path, self.days, self.turns, self.clock = path, days, turns, clock
+        self.local, self.connections = threading.local(), []
+        self.threads = ThreadPoolExecutor(THREADS, "sessions")
+        self.probed, self.trouble = 0.0, ""
+        try:
+            self.prepare()
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise UserError(refusal(path, error)) from error
+
+    def prepare(self) -> None:
+        """Creates the file, readable for its owner only, or looks whether it is whole and ours."""
+        with contextlib.suppress(OSError):  # SQLite will say it better
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+        connection = self.connection()
+        [[found]] = connection.execute("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+        [[application]], [[version]] = (
+            connection.execute(f"PRAGMA {each}") for each in ("application_id", "user_version")
+        )
+        if application == APPLICATION and version == VERSION:
+            return
+        if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise sqlite3.DatabaseError("it belongs to another program or version")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        if not hasattr(self.local, "connection"):
+            connection = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self.local.connection = connection
+            self.connections.append(connection)
+            for pragma in ("foreign_keys = ON", "synchronous = NORMAL", "secure_delete = ON"):
+                connection.execute(f"PRAGMA {pragma}")
+        return self.local.connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the file's lock from its start."""
+        connection = self.connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # a full disk rolls back by itself
+                connection.execute("ROLLBACK")
+            raise
+
+    def begin(self, owner: str, name: str, most: int) -> str:
+        """Notes that a session is used, and creates it at need; its newest text, up to so many characters.
+
+        What cannot be written is known before a text is paid for.
+        """
+        with self.writing() as connection:
+            now = self.clock()
+            if self.days:
+                connection.execute("DELETE FROM sessions WHERE used < ?", [now - 86400 * self.days])
+            connection.execute(
+                "INSERT INTO sessions (owner, name, created, used) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (owner, name) DO UPDATE SET used = excluded.used",
+                [owner, name, now, now],
+            )
+        rows = connection.execute(
+            "SELECT prompt || text FROM sessions JOIN turns ON session = key WHERE owner = ? AND name = ? ORDER BY number DESC",
+            [owner, name],
+        )
+        found, length = [], 0
+        for [text] in rows:
+            found.append(text)
+            length += len(text)
+            if length >= most:
+                break
+        rows.close()
+        return "".join(reversed(found))[-most:]
+
+    def append(self, owner: str, name: str, prompt: str, text: str, model: str) -> None:
+        """Adds a turn, and forgets the oldest ones beyond the limit. A session that was deleted meanwhile stays deleted."""
+        with self.writing() as connection:
+            key = self.key(connection, owner, name)
+            if key is None:
+                return
+            [[last]] = connection.execute("SELECT coalesce(max(number), 0) FROM turns WHERE session = ?", [key])
+            row = [key, last + 1, self.clock(), model, prompt, text]
+            connection.execute("INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?)", row)
+            connection.execute("DELETE FROM turns WHERE session = ? AND number <= ?", [key, last + 1 - self.turns])
+
+    def page(self, owner: str, name: str, after: int, limit: int) -> dict[str, Any] | None:
+        """Turns with numbers above `after`, oldest first, and where the next page begins; None for no such session."""
+        connection = self.connection()
+        oldest = self.clock() - 86400 * self.days if self.days else 0
+        session = connection.execute(
+            "SELECT key, created, used FROM sessions WHERE owner = ? AND name = ? AND used >= ?", [owner, name, oldest]
+        ).fetchone()
+        if not session:
+            return None
+        rows = connection.execute(
+            "SELECT number, created, model, prompt, text FROM turns WHERE session = ? AND number > ? ORDER BY number LIMIT ?",
+            [session[0], after, limit + 1],
+        ).fetchall()
+        turns = [dict(zip(("number", "created", "model", "prompt", "text"), row, strict=True)) for row in rows[:limit]]
+        following = turns[-1]["number"] if len(rows) > limit else None
+        return {"session_id": name, "created": session[1], "used": session[2], "turns": turns, "next": following}
+
+    def delete(self, owner: str, name: str) -> bool:
+        """Deletes a session; whether there was one."""
+        with self.writing() as connection:
+            return connection.execute("DELETE FROM sessions WHERE owner = ? AND name = ?", [owner, name]).rowcount > 0
+
+    def key(self, connection: sqlite3.Connection, owner: str, name: str) -> int | None:
+        row = connection.execute("SELECT key FROM sessions WHERE owner = ? AND name = ?", [owner, name]).fetchone()
+        return row[0] if row else None
+
+    def probe(self) -> str:
+        """Why nothing can be written, found out by writing; empty when it can. A lock is no trouble."""
+        if time.monotonic() - self.probed > PROBE_EVERY:
+            self.trouble = ""
+            try:
+                with self.writing() as connection:
+                    connection.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", [self.clock()])
+            except sqlite3.Error as error:
+                self.trouble = "" if is_locked(error) else f"sessions cannot be written to {self.path} ({error})."
+            self.probed = time.monotonic()
+        return self.trouble
+
+    def close(self) -> None:
+        self.threads.shutdown()
+        for connection in self.connections:
+            connection.close()
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Whether another process holds the file: a matter of time."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def refusal(path: str, error: sqlite3.Error) -> str:
+    """Why the server does not start with this file."""
+    if is_locked(error):
+        return (
+            f"the sessions' file {path} is locked by another program: stop it, or set LLM_SESSION_DB to another file."
+        )
+    if not Path(path).exists() or Path(path).is_dir():
+        return (
+            f"the sessions' file {path} cannot be created ({error}): set LLM_SESSION_DB to a path that can be written."
+        )
+    return (
+        f"the sessions' file {path} cannot be used ({error}). It was left as it is: move it away or restore a copy, "
+        "or set LLM_SESSION_DB to another file."
+    )

@@ -1,0 +1,109 @@
+"""Conversations as prompts: the transcript of a base model, a checkpoint's own template, and what is left out of a long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from config import UserError
+from server.chat import Chat, Message
+from tokenizer import ByteTokenizer
+
+BYTES = ByteTokenizer()
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<{{ message.role }}>{{ message.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def talk(*contents: str, system: str = "") -> list[Message]:
+    """A conversation in which the user and the assistant take turns."""
+    said = [Message(("user", "assistant")[n % 2], content) for n, content in enumerate(contents)]
+    return ([Message("system", system)] if system else []) + said
+
+
+def text(ids: list[int]) -> str:
+    """The text of some ids, with the end of text as a bar."""
+    return "".join("|" if i == BYTES.eot else chr(i) for i in ids)
+
+
+def test_a_base_model_gets_a_transcript():
+    prompt = Chat(BYTES).prompt(talk("Hi", "Hello", "Who?", system="A play."), 1000)
+    assert text(prompt.ids) == "A play.\nUser: Hi\nAssistant: Hello\nUser: Who?\nAssistant:"
+    assert (prompt.stop, prompt.plain, prompt.dropped) == (("\nUser:",), True, 0)
+
+
+def test_a_model_of_documents_gets_the_end_of_text_in_front():
+    assert Chat(BYTES, documents=True).prompt(talk("Hi"), 1000).ids[0] == BYTES.eot
+    assert Chat(BYTES, CHATML, documents=True).prompt(talk("Hi"), 1000).ids.count(BYTES.eot) == 2, "not twice"
+
+
+def test_the_checkpoints_template_is_used():
+    prompt = Chat(BYTES, CHATML).prompt(talk("Hi", system="Be kind."), 1000)
+    assert text(prompt.ids) == "|<system>Be kind.|<user>Hi|<assistant>"
+    assert (prompt.stop, prompt.plain) == ((), False)
+
+
+def test_end_of_text_written_out_in_a_template_is_the_token():
+    assert text(Chat(BYTES, "a<|endoftext|>b").prompt(talk("Hi"), 1000).ids) == "a|b"
+
+
+@pytest.mark.parametrize("template", ["", CHATML], ids=["transcript", "template"])
+def test_no_message_can_write_the_end_of_text_token(template):
+    harmless = Chat(BYTES, template).prompt(talk("Hi"), 1000).ids.count(BYTES.eot)
+    assert Chat(BYTES, template).prompt(talk("<|endoftext|>"), 1000).ids.count(BYTES.eot) == harmless
+
+
+def test_a_template_is_not_filled_in_from_a_message():
+    assert "{{ 7 * 7 }}" in text(Chat(BYTES, CHATML).prompt(talk("{{ 7 * 7 }}"), 1000).ids)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for", "{{ nobody.knows }}", "{{ 1 / 0 }}",
+])  # fmt: skip
+def test_a_template_that_fails_is_told(template):
+    with pytest.raises(UserError, match="chat template"):
+        Chat(BYTES, template).prompt(talk("Hi"), 1000)
+
+
+def test_a_template_may_refuse():
+    template = "{{ raise_exception('the system has no say here') }}"
+    with pytest.raises(UserError, match="the system has no say here"):
+        Chat(BYTES, template).prompt(talk("Hi"), 1000)
+
+
+@pytest.mark.parametrize("template", ["", CHATML], ids=["transcript", "template"])
+def test_a_long_history_loses_its_oldest_turns(template):
+    messages = talk("one", "1", "two", "2", "three", "3", "four", system="Count.")
+    chat = Chat(BYTES, template)
+    for dropped in (2, 4, 6):
+        fitting = chat.ids([messages[0], *messages[1 + dropped :]])
+        prompt = chat.prompt(messages, len(fitting) + 1, answer=1)
+        assert (prompt.ids, prompt.dropped) == (fitting, dropped)
+
+
+def test_the_whole_history_stays_where_it_fits():
+    messages = talk("one", "1", "two")
+    assert Chat(BYTES).prompt(messages, 4 * len(Chat(BYTES).ids(messages))).dropped == 0
+
+
+def test_the_answer_keeps_its_room():
+    messages = talk("a" * 40, "b" * 40, "c")
+    length = len(Chat(BYTES).ids(messages))
+    assert Chat(BYTES).prompt(messages, length + 5, answer=5).dropped == 0
+    assert Chat(BYTES).prompt(messages, length + 5).dropped == 2, "a quarter of the block is the answer's"
+
+
+def test_the_last_turn_and_the_system_stay_however_long():
+    prompt = Chat(BYTES).prompt(talk("old", "older", "x" * 100, system="s" * 50), 64)
+    assert len(prompt.ids) > 150
+    assert prompt.dropped == 2
+
+
+@pytest.mark.parametrize("messages", [
+    [Message("system", "Alone.")], [Message("assistant", "First.")], [Message("user", "a"), Message("user", "b")],
+])  # fmt: skip
+def test_unusual_conversations_are_rendered(messages):
+    prompt = Chat(BYTES).prompt(messages, 1000)
+    assert all(message.content in text(prompt.ids) for message in messages)
+    assert prompt.dropped == 0
