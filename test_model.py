@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig, UserError
-from model import GPT, IGNORE, KVCache, build, describe, flops_per_token
+from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token
 
 TINY = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
 
@@ -96,6 +96,31 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(model, monkeypatch)
     torch.testing.assert_close(loss, plain)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(ours[name], weight.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_gradients_in_bfloat16_point_where_those_in_float32_do(model):
+    """Also through the attention of short rows, which stays in float32."""
+    idx, targets = ids(4, 24), ids(4, 24).flip(1)
+    found = []
+    for enabled in (True, False):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(idx, targets)
+        loss.backward()
+        found.append((float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (loss, rough), (exact_loss, exact) = found
+    assert loss == pytest.approx(exact_loss, rel=0.01)
+    assert F.cosine_similarity(rough, exact, dim=0) > 0.99
+
+
+def test_confident_logits_keep_their_loss_and_gradient():
+    """A target that the model holds for impossible: its probability underflows, its loss must not."""
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    head = torch.tensor([[200.0, 0.0], [-200.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    loss = HeadLoss.apply(x, head, torch.tensor([1]), 3)
+    loss.backward()
+    assert float(loss) == pytest.approx(400.0)
+    torch.testing.assert_close(x.grad, torch.tensor([[400.0, 0.0]]))
 
 
 def test_loss_of_each_token(model):

@@ -112,7 +112,7 @@ class Trainer:
         self.model, self.task, self.config, self.plan, self.ranks = model, task, config, plan, ranks
         self.folder, self.log, self.started = folder, log, started
         self.device = ranks.device
-        self.optimizers = make_optimizers(model, config, plan.optimizer)
+        self.optimizers = make_optimizers(model, config, plan.optimizer, plan.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.dtype == "float16")
         self.average = Average(model, config.ema) if config.ema else None
         self.progress = Progress(micro_batch=plan.micro_batch_size)

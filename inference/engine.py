@@ -249,9 +249,6 @@ class Engine:
 
     def write(self, slots: list[Slot]) -> None:
         """Writes the next token of each slot."""
-        for slot in [slot for slot in slots if slot.request.settings.max_new_tokens == 0]:
-            self.finish(slot.request, "length", slot)
-        slots = [slot for slot in slots if slot.request]
         full = [slot for slot in slots if slot.length == self.block_size]
         for slot in full:
             slot.slide(self.block_size)  # read again, from the next step on

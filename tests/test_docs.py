@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,17 +12,22 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
-from config import PRESETS, ModelConfig, take
+from config import PRESETS, ModelConfig, ServeConfig, take, variable
+from server.errors import DOCUMENTED
+from server.schemas import GenerateRequest
+from tests.live import load, save, serving
 from training.plan import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^(<!-- run -->\n)?```(\w*)\n(.*?)^```", re.M | re.S)
-DOORS = ("train.py", "train_cli.py", "generate.py")
+DOORS = ("train.py", "train_cli.py", "generate.py", "serve.py")
 # What is laid over a documented training command, so that it takes a second.
 TINY = shlex.split(
     "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
@@ -45,6 +51,7 @@ def generator():
 
 def test_reference_is_current(generator):
     assert read(generator.FILE) == generator.reference(), "run python docs/generate_reference.py"
+    assert read(generator.GUIDE) == generator.guide(), "run python docs/generate_reference.py"
 
 
 # ---- links
@@ -107,7 +114,8 @@ def door(words: list[str]) -> tuple[str, list[str]] | None:
         words = ["python", *words[words.index("--") + 1 :]]
     if words[0] == "make":
         flags = next((word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")), None)
-        name = {"train": "train_cli.py", "info": "train_cli.py plan", "generate": "generate.py"}.get(words[1])
+        verbs = {"train": "train_cli.py", "info": "train_cli.py plan", "generate": "generate.py", "serve": "serve.py"}
+        name = verbs.get(words[1])
         return (name, shlex.split(flags)) if flags is not None and name and "..." not in flags else None
     if len(words) < 2 or words[1] not in DOORS:
         return None
@@ -145,9 +153,21 @@ def test_flags_that_are_named_exist(page, generator):
 def test_make_targets_exist():
     named = {(words[1], page.name) for page in PAGES for words in commands(page) if words[0] == "make"}
     wanted = dict(item for item in sorted(named) if re.fullmatch(r"[a-z-]+", item[0]))
-    assert {"train", "test", "generate"} <= set(wanted)
+    assert {"train", "test", "generate", "serve"} <= set(wanted)
     done = subprocess.run(["make", "-n", *wanted], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{wanted}: {done.stderr}"
+
+
+@page
+def test_python_is_python(page):
+    """What is shown, and what stands behind `python -c` and `python -m`."""
+    for body in [body for _, kind, body in FENCE.findall(read(page)) if kind == "python"]:
+        compile(body, page.name, "exec")
+    for _, flag, what, *_ in [words for words in commands(page) if words[1:2] in (["-c"], ["-m"])]:
+        if flag == "-c":
+            compile(what, page.name, "exec")
+        elif what.startswith("benchmarks."):
+            assert (ROOT / what.replace(".", "/")).with_suffix(".py").exists(), f"{page.name} names {what}"
 
 
 # ---- what is marked with <!-- run --> is run
@@ -237,6 +257,165 @@ def test_fields_of_the_log_are_documented(played):
     table = text[text.index("## summary.json") : text.index("## TensorBoard")]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
     assert named == set(json.loads(read(log / "summary.json")))
+
+
+# ---- the server's pages: what they say of it is so, and their curl lines and snippets work against a live one
+
+ADDRESS = "http://127.0.0.1:8000"
+GUARDED = {
+    "LLM_API_KEYS": "prod-key-1,prod-key-2", "LLM_USERS": "admin:admin123", "LLM_ADMIN_KEY": "admin-key",
+    "LLM_METRICS_TOKEN": "metrics-token",
+}  # fmt: skip
+ASKING = [path for path in PAGES if ADDRESS in read(path)]
+GUIDE = ROOT / "docs" / "SERVING.md"
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Two servers of one model: an open one, and one that asks who is there."""
+
+    open: str
+    guarded: str
+
+    def place(self, text: str) -> str:
+        """A command or snippet, sent to the server that it is meant for."""
+        named = re.search(r"prod-key|Authorization|oauth", text)
+        return text.replace(ADDRESS, self.guarded if named else self.open)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory, tiny_model):
+    host = load(save(tmp_path_factory.mktemp("model") / "best_model.pt", tiny_model(block_size=512)))
+    yield host
+    host.drain(1)
+
+
+@pytest.fixture(scope="module")
+def sites(host, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp(name) for name in ("open", "guarded")]
+    names = {name.removeprefix("LLM_").lower(): text for name, text in GUARDED.items()}
+    names["api_keys"] = tuple(names["api_keys"].split(","))
+    with (
+        serving(host, folders[0], api_keys=(), docs=True) as unguarded,
+        serving(host, folders[1], **names) as guarded,
+    ):
+        yield Sites(unguarded, guarded)
+
+
+@pytest.fixture(scope="module")
+def described(sites) -> dict[str, dict]:
+    """The paths of the API, by its own document, and those that it does not speak of."""
+    return {**httpx.get(f"{sites.open}/openapi.json").json()["paths"], "/metrics": {"get": {}}}
+
+
+@page
+def test_variables_that_are_named_exist(page):
+    known = {variable(item.name) for item in dataclasses.fields(ServeConfig)} | {"LLM_DATA_DIR", "LLM_TEST_DATA"}
+    assert set(re.findall(r"\bLLM_[A-Z_]+\b", read(page))) <= known
+
+
+@page
+def test_endpoints_that_are_named_exist(page, described):
+    text = read(page)
+    for methods, path in re.findall(r"`((?:(?:GET|POST|DELETE)(?:`, `)?)+) (/[^`\s]*)`", text):
+        for method in re.findall("[A-Z]+", methods):
+            assert method.lower() in described.get(path, {}), f"{page.name} names {method} {path}"
+    for path in re.findall(rf"{ADDRESS}(/[\w/{{}}-]+)", text):
+        known = [re.sub(r"\{\w+\}", r"[\\w-]+", each) for each in (*described, "/docs", "/openapi.json", "/v1")]
+        assert any(re.fullmatch(each, path) for each in known), f"{page.name} asks {path}"
+
+
+@pytest.mark.parametrize("name", ["SERVING.md", "QUICK_REFERENCE.md"])
+def test_every_endpoint_is_documented(name, described):
+    rows = [line.split("|")[1] for line in read(ROOT / "docs" / name).splitlines() if line.startswith("| `")]
+    for path, methods in described.items():
+        for method in methods:
+            assert any(f"{path}`" in row and method.upper() in row for row in rows), f"{name}: {method} {path}"
+
+
+def test_the_table_of_sampling_names_every_field():
+    text = read(GUIDE)
+    table = text[text.index("## Sampling") : text.index("They work in this order")]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))
+    assert set(rows) == set(GenerateRequest.model_fields)
+    for name, item in GenerateRequest.model_fields.items():
+        if isinstance(item.default, int | float):
+            assert rows[name] == str(item.default).lower(), name
+
+
+def test_the_table_of_refusals_is_complete():
+    text = read(GUIDE)
+    table = text[text.index("| status |") : text.index("Every error has one shape")]
+    assert set(re.findall(r"^\| (\d+) \|", table, re.M)) >= {str(status) for status in DOCUMENTED}
+    source = "".join(read(path) for path in (ROOT / "server").glob("*.py"))
+    assert set(re.findall(r'\bcode="(\w+)"', source)) <= set(re.findall(r"`(\w+)`", table))
+    for code in re.findall(r"`([a-z]+_[a-z_]+)`", table):
+        assert f'"{code}"' in source, code
+
+
+def test_the_scrape_config_is_yaml():
+    yaml = pytest.importorskip("yaml")
+    [body] = [body for _, kind, body in FENCE.findall(read(GUIDE)) if kind == "yaml"]
+    [job] = yaml.safe_load(body)["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [ADDRESS.removeprefix("http://")]}]
+
+
+def answers(printed: str) -> list:
+    """The JSON documents that some curl lines printed, one behind the other, and the events of streams."""
+    left, found = re.sub(r"(?:^|(?<=\}))data: (\[DONE\])?", "", printed, flags=re.M).strip(), []
+    while left:
+        value, length = json.JSONDecoder().raw_decode(left)
+        found.append(value)
+        left = left[length:].strip()
+    return found
+
+
+def shape(value):
+    """The names in a JSON value, without what they hold; of a list that of its first element."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    return [shape(each) for each in value[:1]] if isinstance(value, list) else None
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not on this machine")
+@pytest.mark.parametrize("page", ASKING, ids=lambda path: path.name)
+def test_curl_lines_work_and_print_what_the_page_shows(page, sites):
+    login = {"username": "admin", "password": "admin123"}
+    fences = [(kind, body) for _, kind, body in FENCE.findall(read(page))]
+    for (kind, body), (_, below) in zip(fences, [*fences[1:], ("", "")], strict=True):
+        if kind != "sh" or not re.search(r"^(\w+=\$\()?curl ", body, re.M):
+            continue
+        script = sites.place(body).replace("curl ", "curl -sS ")
+        if "<access_token>" in script:
+            token = httpx.post(f"{sites.guarded}/oauth/token", data=login).json()["access_token"]
+            script = script.replace("<access_token>", token)
+        done = subprocess.run(["sh", "-ec", script], env={**os.environ, **GUARDED}, capture_output=True, text=True)
+        assert done.returncode == 0, f"{body}{done.stderr}"
+        if "/metrics" in body:
+            continue
+        printed, shown = answers(done.stdout), answers(below) if below.startswith(("{", "data: ")) else []
+        assert ("-N" in body) == done.stdout.endswith("data: [DONE]\n\n"), body
+        for n in (0, -1) if shown else ():  # of a stream the first event and the last
+            assert shape(printed[n]) == shape(shown[n]), body
+        assert any("error" in each for each in printed) == any("error" in each for each in shown), done.stdout
+
+
+@pytest.mark.parametrize("page", ASKING, ids=lambda path: path.name)
+def test_snippets_that_ask_the_server_run(page, sites, capsys):
+    snippets = [body for _, kind, body in FENCE.findall(read(page)) if kind == "python" and ADDRESS in body]
+    for body in snippets:
+        exec(compile(sites.place(body), page.name, "exec"), {})
+        assert capsys.readouterr().out
+    assert snippets or page.name not in ("README.md", "README.zh-CN.md", "SERVING.md")
+
+
+def test_the_metrics_that_are_named_are_there(sites):
+    httpx.post(f"{sites.open}/v1/generate", json={"prompt": "Once", "max_new_tokens": 2})
+    page = httpx.get(f"{sites.open}/metrics").text
+    told = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"^(llm_\w+)", page, re.M)}
+    named = {re.sub("_bucket$", "", name) for name in re.findall(r"\bllm_\w+", read(GUIDE))}
+    assert named == told
+    assert {"process_resident_memory_bytes", "process_open_fds"} <= set(re.findall(r"^(process_\w+)", page, re.M))
 
 
 # ---- two languages, one content

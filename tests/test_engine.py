@@ -347,6 +347,7 @@ def test_text_that_only_begins_a_stop_string_is_shown_in_the_end(small):
 
 def test_an_empty_stop_string_stops_nothing(small):
     assert told(small, "text", stop=("",))[0].text == "text"
+    assert told(small, "text END", stop=("", "END"))[0].text == "text "
 
 
 def test_the_end_of_text_ends_the_text_and_is_not_shown(small):
@@ -682,7 +683,7 @@ def test_nothing_is_reused_for_strangers_nor_where_bits_or_all_logits_count(tiny
     assert (request.cached, request.new) == (0, greedy(engine.model, prompt, 8))
 
 
-def test_a_context_that_slid_is_not_reused(tiny_model):
+def test_a_context_that_slid_is_not_taken_for_its_beginning(tiny_model):
     engine = Engine(tiny_model(block_size=8), BYTES, slots=1)
     first = Asked(list(b"abcde"), temperature=0, max_new_tokens=9)
     run(engine, first)
@@ -745,7 +746,9 @@ def test_the_figures_add_up(tiny_model):
               max_new_tokens=chance.randint(0, 20), temperature=1.0, stop=("\n",))
         for _ in range(20)
     ]  # fmt: skip
+    asked.append(Asked([65], ignore_eos=False, logit_bias={BYTES.eot: 100}))  # the end of text is no token of it
     run(engine, *asked)
+    assert asked[-1].new == []
     stats = engine.stats()
     assert stats.prompt_tokens == sum(request.prompt_length for request in asked)
     assert stats.generation_tokens == sum(len(request.new) for request in asked)

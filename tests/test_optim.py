@@ -69,7 +69,7 @@ def groups(kind: str, config: TrainConfig) -> dict[str, dict]:
     names = {id(param): name for name, param in model.named_parameters()}
     return {
         names[id(param)]: {**group, "by": type(optimizer).__name__}
-        for optimizer in make_optimizers(model, config, kind)
+        for optimizer in make_optimizers(model, config, kind, "float32")
         for group in optimizer.param_groups
         for param in group["params"]
     }
@@ -91,7 +91,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
 
 
 def test_set_rate_scales_each_group_from_its_own_peak():
-    optimizers = make_optimizers(GPT(TINY), TrainConfig(learning_rate=0.1, muon_learning_rate=0.5), "muon")
+    optimizers = make_optimizers(GPT(TINY), TrainConfig(learning_rate=0.1, muon_learning_rate=0.5), "muon", "float32")
     for _ in range(2):
         optim.set_rate(optimizers, 0.5)
     rates = {type(o).__name__: o.param_groups[0]["lr"] for o in optimizers}
@@ -159,11 +159,12 @@ def test_parts_are_treated_one_by_one():
     torch.testing.assert_close(together.weight.detach(), torch.cat([param.detach() for param in apart]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 64), (2, 64, 16)])
-def test_orthogonal_brings_singular_values_near_one(shape):
+def test_orthogonal_brings_singular_values_near_one(shape, dtype):
     """A matrix of this size has no singular value below a thousandth of its norm, with chance above 99.9 %."""
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape), dtype))
     large = values > 0.3 if shape[1] == shape[2] else values > 0  # a square one may have a singular value near 0
     assert ((values[large] - 1).abs() < 0.35).all()
     assert large.float().mean() > 0.9

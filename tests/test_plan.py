@@ -74,7 +74,7 @@ model_config, config = ModelConfig(**{model!r}), TrainConfig(**{train!r})
 calibrate.tune_process(torch.device("cpu"))
 model = GPT(model_config)
 model.checkpoint_activations = config.checkpoint_activations
-optimizers = make_optimizers(model, config, "adamw")
+optimizers = make_optimizers(model, config, "adamw", "float32")
 idx = torch.randint(model_config.vocab_size, (config.micro_batch_size, model_config.block_size))
 for _ in range(2):
     model(idx, idx).backward()

@@ -21,12 +21,20 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     For the matrices of the blocks only. A matrix that is several side by side (`weight.parts`) is treated part by part, and
-    all parts of one shape go through the iteration in one batched product, in float32 on a CPU: torch's own Muon takes
-    them one at a time in bfloat16, which is slow there.
+    all parts of one shape go through the iteration in one batched product, in the dtype this machine multiplies fastest:
+    torch's own Muon takes them one at a time in bfloat16.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -44,17 +52,17 @@ class Muon(torch.optim.Optimizer):
                 for rows, change in zip(param.split(parts), update.split(parts), strict=True):
                     by_shape.setdefault(tuple(rows.shape), []).append((rows, change))
             for shape, pairs in by_shape.items():
-                changes = orthogonal(torch.stack([change for _, change in pairs]))  # (matrices, rows, columns)
+                changes = orthogonal(torch.stack([change for _, change in pairs]), self.dtype)  # (matrices, rows, columns)
                 scale = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
                 for (rows, _), change in zip(pairs, changes, strict=True):
                     rows.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each, roughly: (n, rows, columns) to the same."""
+def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest (semi-)orthogonal matrix of each, roughly: (n, rows, columns) to the same. bfloat16 is exact enough."""
     wide = matrices.size(1) <= matrices.size(2)
     x = matrices if wide else matrices.mT
-    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    x = x.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(5):
@@ -83,8 +91,10 @@ def muon_share(config: ModelConfig, tokens_per_step: int) -> float:
     return own / (6 * sum(rows * columns for rows, columns in shapes) * tokens_per_step)
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig, kind: str) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: TrainConfig, kind: str, dtype: str) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or (kind `muon`) Muon for the blocks' matrices and AdamW for the rest. Only matrices decay.
+
+    `dtype` is the model's arithmetic; Muon iterates in bfloat16 where that is it.
 
     Each group keeps its peak rate under `peak`; `set_rate` scales it.
     """
@@ -103,7 +113,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig, kind: str) -> list[to
         )
     ]
     if hidden:
-        optimizers.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+        inner = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        optimizers.append(Muon(hidden, config.muon_learning_rate, weight_decay=config.weight_decay, dtype=inner))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
