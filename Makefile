@@ -4,7 +4,7 @@
 PY := venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench \
+.PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench soak \
 	test quick-test test-slow test-gpu lint clean clean-checkpoints clean-all runtime dev
 
 ##@ Start here
@@ -68,8 +68,11 @@ test-slow: dev ## The slow tests
 test-gpu: dev ## The tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)
 
-bench: runtime ## The benchmarks
+bench: dev ## The benchmarks
 	$(PY) -m benchmarks.run_all $(ARGS)
+
+soak: runtime ## Half an hour of mixed load on the server: does anything grow?
+	$(PY) -m benchmarks.soak --minutes 30 $(ARGS)
 
 lint: dev ## Ruff over the whole house
 	$(PY) -m ruff check . $(ARGS)

@@ -285,7 +285,7 @@ class ServeConfig:
     dtype: str = setting(
         "auto", "arithmetic of the model; auto is the fastest on this machine", ("auto", "float32", "bfloat16")
     )
-    quantize: str = setting("", "int8 stores the weights in one byte each; empty leaves them as they are", ("", "int8"))
+    quantize: str = setting("", "int8 reads the weights as one byte each while one or two texts are written; empty leaves them as they are", ("", "int8"))
     slots: int = setting(0, "texts that are written at once; 0 is as many as the memory has room for")
     # who may ask
     api_keys: tuple[str, ...] = secret(

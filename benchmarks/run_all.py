@@ -27,6 +27,9 @@ def main() -> None:
         "tokenizer_speed": text + runs if args.text else None,
         "step": peer + runs if args.nanogpt else None,
         "shakespeare": peer + text + runs if args.nanogpt and args.text else None,
+        "decode": runs,
+        "serving": runs,
+        "soak": [],
         "quick": [],
     }
     failed = False

@@ -1,13 +1,16 @@
 """Writes docs/commands_reference.md from what the programs themselves say: `python docs/generate_reference.py`.
 
 The flags and defaults come from the parsers, the presets from config.py, the targets from the Makefile, the exit codes
-from the docstring of train.py. A test compares the file with what this makes, so the two cannot drift apart.
+from the docstrings of train.py and serve.py. The table of the server's variables in docs/SERVING.md is written as well, from
+ServeConfig. A test compares the files with what this makes, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import dataclasses
 import inspect
 import re
 import sys
@@ -19,10 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import generate  # noqa: E402
+import serve  # noqa: E402
 import train_cli  # noqa: E402
-from config import PRESETS, GenerateConfig, ModelConfig, Parser, TrainConfig  # noqa: E402
+from config import PRESETS, GenerateConfig, ModelConfig, Parser, ServeConfig, TrainConfig, variable  # noqa: E402
 
 FILE = ROOT / "docs" / "commands_reference.md"
+GUIDE = ROOT / "docs" / "SERVING.md"
+VARIABLES = re.compile(r"(?<=<!-- variables -->\n).*?(?=<!-- end of variables -->)", re.S)
 
 HEAD = """# Every command and every flag
 
@@ -46,6 +52,8 @@ ENVIRONMENT = """## Environment variables
 | `HF_HOME`, `HF_DATASETS_CACHE`, `HF_HUB_CACHE` | where the Hub's downloads are kept |
 | `OMP_NUM_THREADS` | CPU threads, where `--threads` does not say |
 | `PYTHON`, `TORCH_INDEX_URL` | for set-up: which Python, and where torch comes from; see [INSTALL.md](INSTALL.md) |
+
+The server's own: [serving](SERVING.md#every-variable).
 """
 
 
@@ -59,11 +67,14 @@ class Catcher(Parser):
 
 
 def parsers() -> dict[str, Parser]:
-    """The parser of every command, by what one types: `train_cli.py evaluate`, `generate.py`."""
+    """The parser of every command, by what one types: `train_cli.py evaluate`, `generate.py`, `serve.py`."""
     doors = {f"train_cli.py {verb}": lambda verb=verb: train_cli.VERBS[verb]([]) for verb in train_cli.VERBS}
     doors["generate.py"] = lambda: generate.main([])
+    doors["serve.py"] = lambda: serve.settings([])
     found = {}
-    with patch.object(train_cli, "Parser", Catcher), patch.object(generate, "Parser", Catcher):
+    with contextlib.ExitStack() as patches:
+        for module in (train_cli, generate, serve):
+            patches.enter_context(patch.object(module, "Parser", Catcher))
         for name, enter in doors.items():
             try:
                 enter()
@@ -75,12 +86,13 @@ def parsers() -> dict[str, Parser]:
 
 
 def sections(config: type) -> dict[str, str]:
-    """The comment that a field of a dataclass stands under, by the field's name."""
+    """The comment that a field of a dataclass stands under, by the field's name; inherited fields come first."""
     found, heading = {}, ""
-    for line in inspect.getsource(config).splitlines():
+    classes = reversed([each for each in config.__mro__ if dataclasses.is_dataclass(each)])
+    for line in "".join(map(inspect.getsource, classes)).splitlines():
         if match := re.fullmatch(r"    # (.+)", line):
             heading = match[1]
-        elif match := re.match(r"    (\w+): .*= setting\(", line):
+        elif match := re.match(r"    (\w+): .*= (?:setting|secret)\(", line):
             found[match[1]] = heading
     return found
 
@@ -145,10 +157,38 @@ def targets() -> list[str]:
     return [*lines[1:], ""]
 
 
-def exit_codes() -> str:
-    """The paragraph of train.py that begins with them."""
-    text = ast.get_docstring(ast.parse((ROOT / "train.py").read_text(encoding="utf-8"))) or ""
-    return next(part for part in text.split("\n\n") if "exit code" in part)
+def variables() -> str:
+    """The server's variables as a table, under the headings that `ServeConfig` has."""
+    lines, before = ["", "| variable | default | what it does |", "| --- | --- | --- |"], ""
+    fields = {item.name: item for item in dataclasses.fields(ServeConfig)}
+    for name, heading in sections(ServeConfig).items():
+        if heading and heading != before:
+            lines.append(f"| **{heading}** | | |")
+            before = heading
+        if heading:  # host and port are flags
+            lines.append(variable_row(fields[name]))
+    return "\n".join([*lines, "", ""])
+
+
+def variable_row(item: dataclasses.Field) -> str:
+    """A variable as a line of the table."""
+    text = item.metadata["help"]
+    if choices := [choice for choice in item.metadata["choices"] if choice and choice not in text]:
+        text += f" ({', '.join(choices)})"
+    default = ("no", "yes")[item.default] if isinstance(item.default, bool) else item.default
+    shown = f"{default:g}" if isinstance(default, float) else str(default) if default != () else ""
+    return f"| `{variable(item.name)}` | {f'`{shown}`' if shown else ''} | {cell(text)} |"
+
+
+def guide() -> str:
+    """The guide to serving, with its table of variables as it should be."""
+    return VARIABLES.sub(lambda _: variables(), GUIDE.read_text(encoding="utf-8"))
+
+
+def exit_codes(file: str) -> str:
+    """The paragraph of a file's docstring that tells them."""
+    text = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+    return next(part for part in text.split("\n\n") if "exit code" in part.lower())
 
 
 def reference() -> str:
@@ -168,9 +208,9 @@ def reference() -> str:
     lines += ["### The model", "", *by_section(train, ModelConfig)]
     lines += ["### The rest", "", *table([action for action in train._actions if action.dest == "list_presets"])]
     lines += ["### What the presets set", "", *presets()]
-    lines += ["### How it ends", "", exit_codes(), ""]
+    lines += ["### How it ends", "", exit_codes("train.py"), ""]
     for name, parser in known.items():
-        if name in ("train_cli.py", "generate.py"):
+        if name in ("train_cli.py", "generate.py", "serve.py"):
             continue
         lines += [f"## python {name}", ""]
         if name.endswith(" plan"):
@@ -179,9 +219,12 @@ def reference() -> str:
         lines += [parser.description or "", "", *table(parser._actions)]
     lines += ["## python generate.py", "", known["generate.py"].description or "", ""]
     lines += by_section(known["generate.py"], GenerateConfig)
+    lines += ["## python serve.py", "", known["serve.py"].description or "", "", *table(known["serve.py"]._actions)]
+    lines += [exit_codes("serve.py"), ""]
     return "\n".join([*lines, ENVIRONMENT])
 
 
 if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")
-    print(f"wrote {FILE.relative_to(ROOT)}")
+    for file, text in ((FILE, reference()), (GUIDE, guide())):
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file.relative_to(ROOT)}")

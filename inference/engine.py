@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from config import UserError
-from inference.kv_cache import Slots
+from inference.kv_cache import ManyRows, OneRow, Slots
 from inference.request import NotReady, Piece, Request, Settings, Token
 from inference.sampling import Sampler, uniform
 from inference.scheduler import Scheduler, Slot
@@ -193,19 +193,23 @@ class Engine:
             self.scheduler.admit()
         if not self.scheduler.running:
             return False
-        writing = self.scheduler.writing()
-        alone = [slot for slot in writing if slot.request.settings.deterministic]
-        together = [slot for slot in writing if not slot.request.settings.deterministic]
+        alone, together = [], []
+        for slot in self.scheduler.writing():
+            (alone if self.wants_to_be_alone(slot.request) else together).append(slot)
         for group in ([together] if together else []) + [[slot] for slot in alone]:
             self.guard(group, self.write)
-        budget = self.chunk
-        while budget > 0 and (slot := self.scheduler.reading()):
-            most = self.chunk if slot.request.settings.deterministic else budget  # its chunks must not depend on others
-            budget -= min(most, slot.ahead)
-            self.guard([slot], lambda slots, most=most: self.read(slots, most))
+        room = self.chunk
+        while (slot := self.scheduler.reading()) and room >= min(slot.ahead, self.chunk):
+            room -= min(slot.ahead, self.chunk)
+            self.guard([slot], self.read)
         self.steps += 1
         self.busy_seconds += time.perf_counter() - t0
         return True
+
+    def wants_to_be_alone(self, request: Request) -> bool:
+        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, so there a
+        seed asks for it; in one dtype a row of many has the bits that it has alone."""
+        return request.settings.deterministic or (self.quantized and request.settings.seed is not None)
 
     def guard(self, slots: list[Slot], work) -> None:
         """Does one piece of work; if it fails, the requests it was for fail, and no others."""
@@ -231,17 +235,17 @@ class Engine:
             if slot.request.cancelled or now > slot.request.deadline:
                 self.finish(slot.request, "cancelled" if slot.request.cancelled else "deadline", slot)
 
-    def read(self, slots: list[Slot], most: int) -> None:
-        """Reads the next ids of a prompt, so many at most; after the last one, writes the first token."""
+    def read(self, slots: list[Slot]) -> None:
+        """Reads the next chunk of a prompt; after the last one, writes the first token. Where chunks begin depends on no other."""
         [slot] = slots
         request = slot.request
-        ids = slot.next_ids(most)
-        hidden = self.forward([slot], [ids])  # (1, T, C)
+        ids = slot.next_ids(self.chunk)
+        hidden = self.forward(slots, [ids], OneRow(self.cache, slot.index, slot.length))  # (1, T, C)
         losses = self.prompt_tokens_of(slot, ids, hidden) if request.settings.prompt_logprobs and not request.written else ()
         slot.length += len(ids)
         if slot.ahead:
             if losses:
-                request.sink(Piece("", prompt=losses, at=time.monotonic()))
+                tell(request, Piece("", prompt=losses, at=time.monotonic()))
         elif request.settings.max_new_tokens == 0:
             self.finish(request, "length", slot, prompt=losses)
         else:
@@ -251,18 +255,18 @@ class Engine:
         """Writes the next token of each slot."""
         full = [slot for slot in slots if slot.length == self.block_size]
         for slot in full:
-            slot.slide(self.block_size)  # read again, from the next step on
+            slot.slide(self.block_size)  # its newer half is read again
         slots = [slot for slot in slots if slot not in full]
         if not slots:
             return
-        hidden = self.forward(slots, [slot.next_ids(1) for slot in slots])  # (B, 1, C)
+        window = ManyRows(self.cache, [slot.index for slot in slots], [slot.length for slot in slots])
+        hidden = self.forward(slots, [slot.next_ids(1) for slot in slots], window)  # (B, 1, C)
         for slot in slots:
             slot.length += 1
         self.choose(slots, self.model.logits(hidden[:, -1]))
 
-    def forward(self, slots: list[Slot], ids: list[list[int]]) -> Tensor:
-        """The model over the next ids of some slots: (B, T, C)."""
-        window = self.cache.window([slot.index for slot in slots], [slot.length for slot in slots])
+    def forward(self, slots: list[Slot], ids: list[list[int]], window: OneRow | ManyRows) -> Tensor:
+        """The model over the next ids of some slots, seen through a window on them: (B, T, C)."""
         seen = sum(slot.length for slot in slots)
         self.bytes_read += self.weight_bytes + seen * self.cache.bytes_per_place
         return self.model.hidden(torch.tensor(ids, device=self.device), window)
@@ -292,7 +296,7 @@ class Engine:
         if reason:
             self.finish(request, reason, slot, text=text, tokens=tokens, stop=stop, prompt=losses)
         else:
-            request.sink(Piece(text, tokens, losses, at=now))
+            tell(request, Piece(text, tokens, losses, at=now))
 
     def transcript(self, request: Request) -> Transcript:
         if request.number not in self.transcripts:
@@ -309,7 +313,7 @@ class Engine:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += request.cached
         request.finished, request.finish_reason = time.monotonic(), reason
-        request.sink(Piece(text, finish_reason=reason, at=request.finished, **piece))
+        tell(request, Piece(text, finish_reason=reason, at=request.finished, **piece))
 
     def prompt_tokens_of(self, slot: Slot, ids: list[int], hidden: Tensor) -> tuple[Token, ...]:
         """The log-probabilities of the prompt's tokens that follow a chunk: hidden (1, T, C)."""
@@ -324,6 +328,15 @@ class Engine:
         targets = torch.tensor(following, device=self.device)
         losses = token_losses(rows, self.model.head.weight[: self.model.config.vocab_size], targets).tolist()
         return tuple(Token(i, -loss) for i, loss in zip(following, losses, strict=True))
+
+
+def tell(request: Request, piece: Piece) -> None:
+    """Hands a piece on. A listener that fails is told nothing more, and costs the others nothing."""
+    try:
+        request.sink(piece)
+    except Exception:
+        log.exception("a listener failed")
+        request.cancelled = True
 
 
 def report(logits: Tensor, ids: list[int], most: int) -> list[Token]:

@@ -1,7 +1,8 @@
 """Keys and values of many texts at once, each in a slot of its own and of its own length.
 
 A step of the engine looks at the slots through one of two windows, which the model uses as it would a `KVCache`: `OneRow` reads
-any number of tokens into one slot, `ManyRows` one token into each of several.
+any number of tokens into one slot, `ManyRows` one token into each of some. A text that is alone is written through `ManyRows` as
+well: the same arithmetic gives it the same bits as in company.
 """
 
 from __future__ import annotations
@@ -23,10 +24,6 @@ class Slots:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.bytes_per_place = 2 * self.k[:, 0, :, 0].nbytes
-
-    def window(self, slots: list[int], lengths: list[int]) -> OneRow | ManyRows:
-        """A window on some slots that hold so many tokens each."""
-        return OneRow(self, slots[0], lengths[0]) if len(slots) == 1 else ManyRows(self, slots, lengths)
 
 
 class OneRow:
@@ -53,7 +50,7 @@ class OneRow:
 
 
 class ManyRows:
-    """Several slots, and the next token of each. Rows shorter than the longest do not look at what lies behind their end."""
+    """Some slots, and the next token of each. Rows shorter than the longest do not look at what lies behind their end."""
 
     def __init__(self, slots: Slots, rows: list[int], lengths: list[int]):
         self.k, self.v = slots.k, slots.v

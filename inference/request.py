@@ -36,7 +36,7 @@ class Settings(SamplingConfig):
         logprobs: how many likeliest tokens to report with each one written, 0 to 20; None reports nothing.
         prompt_logprobs: also report the log-probability of every token of the prompt but the first.
         ignore_eos: go on where the model ends its text.
-        deterministic: the same bits whatever else is running, at some cost in speed: its tokens are decoded alone.
+        deterministic: the same bits whatever else is running, at some cost in speed: its tokens are written alone.
     """
 
     seed: int | None = None

@@ -145,7 +145,7 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     below = torch.where(rung > 0, rungs.gather(-1, (rung - 1).clamp(min=0)), 0.0)
     places = rung * RUNG + torch.arange(min(RUNG, V), device=probabilities.device)  # (B, RUNG)
     inside = probabilities.gather(-1, places.clamp(max=V - 1)).double().masked_fill(places >= V, 0).cumsum(-1)
-    return (rung * RUNG + first_above(inside, height - below))[:, 0]
+    return (rung * RUNG + first_above(inside, height - below))[:, 0].clamp(max=V - 1)  # NaN falls off the ladder
 
 
 def first_above(ladder: Tensor, height: Tensor) -> Tensor:

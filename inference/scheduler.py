@@ -45,8 +45,9 @@ class Slot:
     def reusable(self, request: Request) -> int:
         """How many of a request's first ids are here already. The last one is always read: its logits are wanted."""
         settings = request.settings
-        if self.scope != request.scope or settings.deterministic or settings.prompt_logprobs:
-            return 0
+        repeatable = settings.deterministic or settings.seed is not None
+        if self.scope != request.scope or repeatable or settings.prompt_logprobs:
+            return 0  # what was there before must not change the bits of a text with a seed
         return common_start(self.kept, request.ids[:-1])
 
     def take(self, request: Request, block_size: int) -> None:

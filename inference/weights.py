@@ -38,9 +38,9 @@ class Int8(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.scale = (weight.float().abs().amax(-1) / 127).clamp(min=1e-12)  # (out,)
-        self.rounded = (weight.float() / self.scale[:, None]).round().to(torch.int8)  # (out, in)
-        self.scale, self.bias = self.scale.bfloat16(), bias
+        self.scale, self.bias = (weight.float().abs().amax(-1) / 127).clamp(min=1e-12).bfloat16(), bias  # (out,)
+        steps = weight.float() / self.scale.float()[:, None]
+        self.rounded = steps.round().clamp(-127, 127).to(torch.int8)  # (out, in)
         self.many = pack((self.rounded * self.scale.float()[:, None]).to(weight.dtype), bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def unauthorised(message: str, challenge: str = 'Bearer error="invalid_token"') 
     return ApiError(401, message, "authentication_error", code="invalid_api_key", headers=headers)
 
 
+FORWARDED = {"forwarded", "x-forwarded-for", "x-real-ip", "via"}  # headers of a proxy
 api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="One of LLM_API_KEYS")
 http_bearer = HTTPBearer(auto_error=False, description="One of LLM_API_KEYS, or a token of POST /oauth/token")
 
@@ -145,19 +146,26 @@ async def admin(
             raise unauthorised("that is not LLM_ADMIN_KEY.")
     elif not gate.open or not is_loopback(request.app.state.config.host) or "origin" in request.headers:
         raise ApiError(403, "set LLM_ADMIN_KEY to allow this.", "permission_error", code="no_admin_key")
+    else:
+        refuse_foreign_names(request)
     trace_of(request).caller = "admin"
 
 
 def refuse_foreign_names(request: Request) -> None:
-    """An open server on this machine answers to no name of the internet.
+    """An open server on this machine answers to no name of the internet, and to nobody behind a proxy.
 
-    A web page may point a name of its own at 127.0.0.1 (DNS rebinding) and have the visitor's browser ask us.
+    A web page may point a name of its own at 127.0.0.1 (DNS rebinding) and have the visitor's browser ask us; a proxy on this
+    machine speaks for whoever it admits.
 
     Raises:
         ApiError: 403.
     """
-    if not is_loopback(request.app.state.config.host):
+    config = request.app.state.config
+    if config.allow_open or not is_loopback(config.host):
         return
+    if FORWARDED & set(request.headers):
+        message = "without LLM_API_KEYS or LLM_USERS this server answers nobody behind a proxy: set one of them, or LLM_ALLOW_OPEN=yes."
+        raise ApiError(403, message, "permission_error", code="behind_a_proxy")
     name = (request.url.hostname or "").rstrip(".").lower()
     if "." in name and not name.endswith(".localhost") and not is_address(name):
         message = f"without LLM_API_KEYS or LLM_USERS this server answers as localhost only, not as {name}."

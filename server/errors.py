@@ -140,7 +140,7 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
         return f"{place} is missing"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(place, fields, 1, 0.6)
-        return f"there is no field '{place}': {f'did you mean {near[0]}?' if near else 'leave it out'}"
+        return f"there is no field '{place}': {f'perhaps {near[0]} was meant' if near else 'leave it out'}"
     return f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 

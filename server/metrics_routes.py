@@ -20,15 +20,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
 from config import UserError
-from server.auth import address, digest, is_loopback, unauthorised
+from server.auth import FORWARDED, address, digest, is_loopback, refuse_foreign_names, unauthorised
 from server.errors import ApiError
 
-FORWARDED = {
-    "forwarded",
-    "x-forwarded-for",
-    "x-real-ip",
-    "via",
-}  # a proxy on this machine speaks for somebody elsewhere
 SLOW = 10  # seconds after which a connection to the port of its own is given up
 router = APIRouter()
 
@@ -41,6 +35,8 @@ def scrape(request: Request) -> Response:
         ApiError: 401 or 403 for strangers.
     """
     token = request.app.state.config.metrics_token
+    if request.app.state.gate.open:
+        refuse_foreign_names(request)
     if not is_here(address(request), request.headers) and not has(token, request.headers):
         if token:
             raise unauthorised("send the header Authorization: Bearer LLM_METRICS_TOKEN.", "Bearer")

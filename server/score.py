@@ -10,9 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from inference.engine import Engine
-from inference.request import Settings
+from inference.request import Settings, Token
 from server import answer
 from server.auth import Caller, caller
+from server.errors import ApiError
+from server.limits import later
 from server.schemas import Scored, ScoreRequest
 
 router = APIRouter()
@@ -25,11 +27,15 @@ async def score(
     """Scores every token of a text. In a text longer than the context, each has at least half a context before it."""
     engine = answer.engine_of(http_request)
     ids = await asyncio.to_thread(scored_ids, engine, sent.text)
-    settings, nats = Settings(prompt_logprobs=True, max_new_tokens=0), 0.0
-    for start, end, first in windows(len(ids), engine.block_size):
-        async with answer.generation(http_request, engine, ids[start:end], settings, caller) as running:
-            whole = await answer.whole(http_request, running)
-        nats += math.fsum(token.logprob for token in whole.prompt[first - start - 1 :])
+    nats, limit = 0.0, http_request.app.state.config.request_timeout
+    try:
+        async with asyncio.timeout(limit):
+            for start, end, first in windows(len(ids), engine.block_size):
+                scored = await score_window(http_request, engine, ids[start:end], caller, patient=start > 0)
+                nats += math.fsum(token.logprob for token in scored[first - start - 1 :])
+    except TimeoutError:
+        message = f"the text takes longer than the {limit:g} seconds a request may: send it in parts."
+        raise ApiError(503, message, "server_error", code="deadline", headers=later(1)) from None
     tokens, size = len(ids) - 1, len(sent.text.encode())
     return {
         "log_likelihood": answer.finite(nats),
@@ -39,6 +45,24 @@ async def score(
         "bytes": size,
         "model": answer.produced(engine),
     }
+
+
+async def score_window(
+    http_request: Request, engine: Engine, ids: list[int], caller: Caller, patient: bool
+) -> tuple[Token, ...]:
+    """The tokens of one window from the second on, with their log-probabilities.
+
+    A full queue refuses the first window of a text; later ones wait for room, since the work before them would be lost.
+    """
+    settings = Settings(prompt_logprobs=True, max_new_tokens=0)
+    while True:
+        try:
+            async with answer.generation(http_request, engine, ids, settings, caller) as running:
+                return (await answer.whole(http_request, running)).prompt
+        except ApiError as error:
+            if not patient or error.code != "queue_full":
+                raise
+            await asyncio.sleep(float(error.headers["Retry-After"]))
 
 
 def scored_ids(engine: Engine, text: str) -> list[int]:

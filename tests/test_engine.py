@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from inference import engine as engines
+from inference import weights
 from inference.engine import Engine, stream, texts
 from inference.request import Busy, NotReady, Request, Settings
 from inference.scheduler import Scheduler, common_start
@@ -204,12 +205,16 @@ def test_a_deterministic_request_gets_the_same_bits_under_any_load(tiny_model, s
         assert found[0] == found[1] == found[2]
 
 
-def test_a_seeded_request_gets_the_same_text_under_load(tiny_model):
-    model, chance = tiny_model(), random.Random(1)
-    for seed in range(4):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
+    model, chance = tiny_model(n_embd=64), random.Random(1)
+    weights.prepare(model, dtype)
+    for seed in range(6):
         prompt = noise(chance, chance.choice([1, 20, 60]))
         alone, loaded = (Asked(prompt, temperature=0.8, top_p=0.95, seed=seed, max_new_tokens=40) for _ in range(2))
-        run(Engine(model, BYTES, slots=1), alone)
+        engine = Engine(model, BYTES, slots=1)
+        engine.chunk = 16
+        run(engine, alone)
         under_load(model, loaded, chance)
         assert loaded.new == alone.new
 

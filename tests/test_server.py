@@ -273,7 +273,7 @@ def test_a_body_that_is_not_called_json_is_told_so(client):
 
 def test_a_misspelt_field_gets_a_hint_and_no_value_is_repeated(client):
     answer = client.post("/v1/generate", json={"prompt": "", "temprature": 1, "stop": {"a": "my secret"}})
-    assert "did you mean temperature?" in refused(answer, 422)["message"]
+    assert "perhaps temperature was meant" in refused(answer, 422)["message"]
     assert "my secret" not in answer.text
 
 

@@ -281,6 +281,17 @@ def test_an_open_server_stays_on_this_machine(host):
     assert Gate(ServeConfig(host=host, allow_open=True)).open
 
 
+@pytest.mark.parametrize("path", [HERE, "/metrics"])
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+def test_an_open_server_on_this_machine_answers_nobody_behind_a_proxy(served, header, path):
+    client = served()
+    answer = client.get(path, headers={header: "203.0.113.7"})
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "behind_a_proxy"
+    assert client.post("/v1/admin/reload", headers={header: "203.0.113.7"}).status_code == 403
+    assert served(api_keys=("a-key",)).get(HERE, headers={header: "203.0.113.7", "X-API-Key": "a-key"}).status_code == 404
+    assert served(allow_open=True).get(HERE, headers={header: "203.0.113.7"}).status_code == 404
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_on_this_machine_it_may_be_open(host):
     assert Gate(ServeConfig(host=host)).identify(None, "whatever").name == "open"

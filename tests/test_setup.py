@@ -425,7 +425,7 @@ def test_help_is_the_default_and_lists_every_target(checkout):
     targets = set(re.findall(r"^([a-z][a-z-]*):(?! ARGS)", text, re.M)) - {"runtime", "dev"}
     asked_for = (
         "setup-all setup install install-force test quick-test train generate info check-deps init "
-        "clean clean-checkpoints clean-all bench lint help test-slow test-gpu serve serve-dev"
+        "clean clean-checkpoints clean-all bench lint help test-slow test-gpu serve serve-dev soak"
     )
     assert targets == set(asked_for.split())
     _, output = checkout.run("make")
