@@ -13,6 +13,7 @@ STARTED = time.monotonic()  # a budget counts from here: loading torch is part o
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import errno  # noqa: E402
+import os  # noqa: E402
 from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -28,6 +29,7 @@ MAY_CHANGE = {  # what a resumed run may do otherwise than before
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a verb. What a person can mend is said in a sentence, with exit code 2."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads soon let other programs have the core
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv and argv[0] in VERBS else ("train", argv)
     try:

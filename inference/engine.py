@@ -75,6 +75,7 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.tokenizer, self.provenance = model, tokenizer, provenance or {}
         self.device, self.block_size = weight.device, model.config.block_size
+        self.chooser = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
         self.cache = Slots(model.config, slots, weight.device, weight.dtype)
@@ -275,10 +276,11 @@ class Engine:
         """Draws the next token of each slot, logits (B, V), and hands it on."""
         requests = [slot.request for slot in slots]
         if self.sampler[0] != requests:  # the same rows as in the last step need no new tensors
-            self.sampler = requests, Sampler([request.settings for request in requests], self.device)
+            self.sampler = requests, Sampler([request.settings for request in requests], self.chooser)
         sampler = self.sampler[1]
         uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.written) for r in requests]
         seen = [request.ids for request in requests] if sampler.penalised else []
+        logits = logits.to(self.chooser)
         chosen = sampler.choose(logits, uniforms, seen, [request.prompt_length for request in requests]).tolist()
         for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
             most = slot.request.settings.logprobs

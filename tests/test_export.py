@@ -416,3 +416,12 @@ def test_a_tokenizer_that_cuts_words_as_qwen_does_keeps_its_ids(tmp_path):
     assert found.to_dict() == ours.to_dict()
     assert their_tokenizer(found).encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
     assert ours.encode(text).tolist() != BPETokenizer(ranks).encode(text).tolist()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_comes_along(tmp_path, tiny_model, name):
+    folder, template = tmp_path / "out", "{{ messages[0].content }}"
+    write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), folder)
+    assert "chat_template" not in read_folder(folder)["provenance"]
+    (folder / name).write_text(template if name.endswith("jinja") else json.dumps({"chat_template": template}))
+    assert read_folder(folder)["provenance"]["chat_template"] == template

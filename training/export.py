@@ -376,8 +376,21 @@ def read_folder(folder: Path) -> dict[str, Any]:
         "documents": True,
         "data": f"imported from {folder.name}",
         "data_hash": "",
+        **chat_template(folder),
     }
     return checkpoint.content_of(model, our_tokenizer(folder, config.vocab_size), provenance)
+
+
+def chat_template(folder: Path) -> dict[str, str]:
+    """The jinja template by which a chat is put to the model, where the folder has one: the server renders chats with it."""
+    try:
+        found: Any = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except OSError:
+        try:
+            found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        except (OSError, ValueError, AttributeError):
+            found = None
+    return {"chat_template": found} if isinstance(found, str) else {}
 
 
 def load_start(path: str) -> dict[str, Any]:
