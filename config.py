@@ -59,6 +59,9 @@ class ModelConfig:
     tied_head: bool = setting(True, "the output head shares the token embedding's matrix")
     rope_theta: float = setting(10000.0, "base of the rotary positions (modern only)")
     norm_eps: float = setting(0.0, "epsilon of the norms; 0 means 1e-5 (classic), 1e-6 (modern)")
+    embedding_std: float = setting(
+        0.02, "deviation of the token embedding at the start; more of it keeps words apart that stand in the same places"
+    )
 
     def __post_init__(self) -> None:
         """Fills what was left at 0, and refuses shapes that cannot be built.
@@ -69,6 +72,7 @@ class ModelConfig:
         limits = {
             "vocab_size": (0, 2**24), "n_layer": (1, 1000), "n_head": (1, 2**12), "n_kv_head": (0, 2**12), "n_embd": (1, 2**17),
             "head_dim": (0, 2**12), "n_inner": (0, 2**20), "block_size": (1, 2**24), "rope_theta": (1, 1e12), "norm_eps": (0, 1),
+            "embedding_std": (0, 10),
         }  # fmt: skip
         check_limits(self, limits)
         if self.architecture not in ("classic", "modern"):
@@ -452,7 +456,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256,
         "data": "stories", "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 30000, "batch_size": 8, "time": "165s",
-        "optimizer": "muon", "learning_rate": 1e-2, "muon_learning_rate": 0.03,
+        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.03,
         "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.01,
     },
     "small": SIZES["small"],

@@ -195,10 +195,14 @@ class GPT(nn.Module):
 
     def reset_parameters(self) -> None:
         """GPT-2's normal(0, 0.02). What writes to the residual stream starts small (classic) or at zero (modern),
-        so that at first every block is the identity and the loss is near ln V."""
+        so that at first every block is the identity and the loss is near ln V.
+
+        A larger `embedding_std` keeps words apart that stand in the same places, such as two names: they are pulled
+        the same way at each step, and once they coincide no head can copy one of them rather than the other.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.embedding_std if module is self.wte else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:

@@ -30,15 +30,16 @@ from corpora.story_events import EVENTS, FACTS, GROUPS, TOPICS
 from corpora.story_words import BOYS, GIRLS, NUMBERS, plural, with_article, word_classes
 
 PEOPLE = ("hero", "friend")
-LOOSE = ("friend", "pet", "told")  # flags that stand in no group
-PRONOUN_SHARE = 1 / 3  # how often the one in focus is called he or she
-LEAD_SHARE = 0.4  # how often a sentence that may begin with "then" or the like does
+LOOSE = ("friend", "thing", "pet", "told")  # flags that stand in no group
+PRONOUN_SHARE = 1 / 8  # how often the one who acts is called he or she
+LEAD_SHARE = 0.3  # how often a sentence that may begin with "then" or the like does
 LEADS = ("after that, ", "before long, ", "just then, ", "next, ", "soon ", "then ")
 
-# A paragraph grows older with every event that leaves no trouble behind. CLOSE is the chance that
-# the first, the second paragraph closes at each age, ANOTHER that one more follows before the end.
-CLOSE = ((0.0, 0.1, 0.3, 0.6, 1.0), (0.0, 0.25, 0.6, 1.0))
-ANOTHER = (0.6, 0.0)
+# A paragraph grows older with every event after the opening that leaves no trouble behind. CLOSE is
+# the chance that the first and that any later paragraph closes at each age, the last one also at any
+# later age, and ANOTHER that one more follows before the end.
+CLOSE = ((0.05, 0.25, 0.65, 0.75), (0.1, 0.65, 0.8))
+ANOTHER = (0.25, 0.1)
 FRESH = ("turn", "ending")  # the topics that begin a new paragraph
 LONGEST = 4000  # characters; beyond any story, so a judge need not read on
 
@@ -150,18 +151,21 @@ class Draw:
         self.role = role
         self.words = _forms(slot)
         self.all = Spread(tuple(self.words))
-        self.others: dict[str, Spread] = {}
+        self.others: dict[bool, Spread] = {}
 
     def spread(self, world: World) -> Spread:
         if self.role != "friend":
             return self.all
-        return self._but(world.roles["hero"])  # no two people share a name
+        return self._other(world.roles["hero"] in BOYS)
 
-    def _but(self, name: str) -> Spread:
-        if name not in self.others:
-            rest = tuple(phrase for phrase, word in self.words.items() if word != name)
-            self.others[name] = Spread(rest)
-        return self.others[name]
+    def _other(self, boy: bool) -> Spread:
+        """A boy's friend is a girl and a girl's a boy, so that he and she are never in doubt."""
+        if boy not in self.others:
+            others = GIRLS if boy else BOYS
+            self.others[boy] = Spread(
+                tuple(phrase for phrase, word in self.words.items() if word in others)
+            )
+        return self.others[boy]
 
 
 class Recall:
@@ -187,32 +191,18 @@ class Gendered:
 
 
 class Subject:
-    """A person by name, or, once in focus, mostly as he or she."""
+    """A person by name, or as he or she."""
 
     def __init__(self, person: str):
         self.person = person
-        self.focus = _flag(f"{person}.focus")
 
     def spread(self, world: World) -> Spread:
-        name = world.roles[self.person]
-        return _name_or_pronoun(name) if world.flags & self.focus else _certain(name)
+        return _name_or_pronoun(world.roles[self.person])
 
 
 @cache
 def _name_or_pronoun(name: str) -> Spread:
     return Spread((_gendered("he", name), name), (PRONOUN_SHARE, 1 - PRONOUN_SHARE))
-
-
-class Everybody:
-    """Both people: they, or their two names."""
-
-    def spread(self, world: World) -> Spread:
-        return _they(f"{world.roles['hero']} and {world.roles['friend']}")
-
-
-@lru_cache(maxsize=4096)
-def _they(names: str) -> Spread:
-    return Spread(("they", names), (PRONOUN_SHARE, 1 - PRONOUN_SHARE))
 
 
 class Sum:
@@ -288,8 +278,7 @@ class Casting:
         self.none_of = _any(need[1:] for need in self.needs if need[0] == "-")
         self.tokens = tuple(self._token(piece) for piece in event.pieces)
         self.keep, self.set = -1, 0
-        focus = f"{cast['x']}.focus" if "x" in cast else "-focus"
-        for change in [*then.split(), focus]:
+        for change in then.split():
             self._then(self._named(change))
 
     def _named(self, text: str) -> str:
@@ -312,8 +301,6 @@ class Casting:
             return Lead()
         if slot in {"n+m", "n-m"}:
             return Sum(1 if "+" in slot else -1)
-        if slot.startswith("all"):
-            return self._all(slot)
         body, _, role = slot.partition(">")
         if role:
             return Draw(body, role)
@@ -326,12 +313,6 @@ class Casting:
         form, _, name = body.rpartition(" ")
         return Draw(body, None) if name in _classes() else Recall(name, form)
 
-    def _all(self, slot: str):
-        word = slot.partition(".")[2]
-        if "y" in self.cast:
-            return Words(word) if word else Everybody()
-        return Gendered("hero", {"their": "his", "them": "him"}[word]) if word else Subject("hero")
-
     def possible(self, flags: int) -> bool:
         return not flags & self.none_of and all(flags & some for some in self.any_of)
 
@@ -340,7 +321,7 @@ class Casting:
         world.flags = world.flags & self.keep | self.set
         if self.event.topic == "turn":
             world.age, world.part = 0, world.part + 1
-        elif world.flags & _OPEN and not world.flags & _TROUBLE:
+        elif self.event.topic != "opening" and world.flags & _OPEN and not world.flags & _TROUBLE:
             world.age += 1
 
 
@@ -362,8 +343,6 @@ class Event:
     def _casts(row: str) -> list[tuple[dict[str, str], str]]:
         """Who can play x and y, and what that needs."""
         both = {"x": "hero", "y": "friend"}, {"x": "friend", "y": "hero"}
-        if "{all" in row:
-            return [({"x": "hero"}, "-friend"), ({"y": "friend"}, "friend")]
         if re.search(r"\{y", row):
             return [(cast, "friend") for cast in both]
         if re.search(r"\{x", row):
@@ -423,6 +402,7 @@ def _menu(flags: int, age: int, part: int) -> Menu:
 def _shares(weights: dict[str, float], age: int, part: int) -> dict[str, float]:
     """The weights as probabilities, once the paragraph's chance to close is set aside."""
     may_close = "ending" in weights
+    part = min(part, len(CLOSE) - 1)
     close = CLOSE[part][min(age, len(CLOSE[part]) - 1)] if may_close else 0.0
     free = {topic: weight for topic, weight in weights.items() if topic not in FRESH}
     total = sum(free.values())
@@ -525,12 +505,7 @@ def _vocabulary(piece: str) -> frozenset[str]:
         return frozenset(["", *LEADS])
     if slot in {"n+m", "n-m"}:
         return frozenset(NUMBERS)
-    if slot == "all":
-        pairs = (f"{one} and {other}" for one in names for other in names if one != other)
-        return frozenset(["they", *GENDERED["he"], *names, *pairs])
     person, _, word = slot.rstrip("!").partition(".")
-    if person == "all":
-        return frozenset([word, *GENDERED[{"their": "his", "them": "him"}[word]]])
     if person in {"x", "y", *PEOPLE}:
         said = GENDERED[word] if word else names
         return frozenset([*said, *GENDERED["he"]] if slot == "x" else said)

@@ -1,7 +1,7 @@
 """The words of the stories, by what they can do.
 
-A class is the unit of meaning here: anything in `toy` can be played with, anything in `wear` can
-be put on, and a sentence asks for a class, never for a word. Inside a class all words are equally
+A class is the unit of meaning here: anything in `food` can be eaten, anything in `clothes` can
+be worn, and a sentence asks for a class, never for a word. Inside a class all words are equally
 likely, which is what makes the entropy of a story easy to count and the classes easy to learn.
 Phrases of several words are joined by an underscore.
 """
@@ -20,61 +20,54 @@ NUMBERS = _class("zero one two three four five six seven eight nine ten eleven t
 CLASSES = {
     # ---------------------------------------------------------------- people
     "trait": """
-        active alert brave busy caring cheerful curious dreamy earnest fearless funny good handy
-        hopeful joyful lively loyal merry modest noble patient proud sensible sharp sincere
-        strict sweet tidy tricky witty
+        active alert angry bashful bossy brave busy caring cheerful clever curious cute dreamy
+        earnest fearless funny fussy good grumpy handy hopeful hungry joyful jumpy lean lively
+        lost loyal mean merry modest muddy nimble noble patient perky proud quick sad sensible
+        sharp shy sincere slow strict sweet thin tidy tricky vain wet wild witty
     """,
-    "hair": "black blond brown curly dark frizzy golden long messy red short straight wavy wild",
     "kin": """
-        aunt brother cousin father grandfather grandmother mother neighbor nephew niece sister
-        teacher uncle
+        aunt brother cousin father grandpa grandma mother neighbor nephew niece sister teacher
+        uncle
     """,
     "job": """
-        artist baker builder captain cook diver driver firefighter florist judge magician
-        merchant musician painter plumber potter scientist shopkeeper soldier weaver
+        artist baker builder captain cook diver driver sailor guard florist judge king queen
+        merchant musician painter plumber potter dancer pilot soldier weaver
     """,
     "hobby": """
         acting baking climbing cooking dancing drawing fishing hiking juggling jumping painting
-        riding rowing sailing singing skating sledding swimming whistling wrestling
+        riding rowing sailing singing skating sledding whistling sewing
     """,
-    "body": "ankle arm back chin elbow finger foot hand heel hip knee leg shoulder thumb toe wrist",
+    "limb": "foot heel knee nose toe",
     "how": """
         boldly briefly calmly coolly fast gaily happily keenly lightly loudly merrily politely
         quietly rudely silently slowly solemnly sternly tenderly wearily
     """,
-    "glad": """
-        brave calm cheery content glad great happy jolly lucky pleased proud relieved safe well
-    """,
-    "wow": "Aha Gosh Great Hey Hooray Look Oh Wow Yes Yippee",
-    "alas": "Alas Bother Help Ouch Oops Ugh",
+    "glad": "brave calm cheery glad great happy jolly lucky pleased proud safe well",
+    "wow": "Aha Gosh Great Hey Hooray Look Oh Wow Yes",
     "game": """
-        badminton baseball basketball bingo bowling cards charades chess cricket croquet
-        dominoes football golf hockey leapfrog marbles soccer softball tag tennis
+        baseball darts bingo bowling cards chess cricket squash football golf marbles soccer
+        snap tag tennis
     """,
     "topic": """
-        comets dragons fairies fire friends glaciers heroes ice jungles magic money mummies
-        pirates quests robots school sleep spies storms time unicorns war
+        comets dragons fairies fire friends heroes ice jungles magic money pirates quests robots
+        school sleep spies storms time unicorns war
     """,
     "country": """
-        Africa Alaska Argentina Belgium Canada China Denmark England France Greece India Italy
-        Kenya Morocco Norway Poland Russia Spain Thailand Vietnam
+        Africa Alaska Belgium Canada China Denmark England France Greece India Italy Kenya
+        Morocco Norway Poland Russia Spain
     """,
     # ---------------------------------------------------------------- time, sky and numbers
-    "few": "two three four five six seven eight nine",
-    "start": "five six seven eight",
-    "step": "two three four",
-    "bite": "two three",
+    "few": "four eight nine ten eleven twelve several many",
+    "start": "five six seven",
+    "step": "two three",
     "weekday": "Friday Monday Saturday Sunday Thursday Tuesday Wednesday",
-    "warm_month": "April August July June May September",
-    "cold_month": "December February January November",
-    "hour": "five six seven eight nine ten",
-    "fair": "beautiful bright clear cloudless fine glorious lovely mild pleasant sunny warm",
-    "foul": "chilly cold cool dark dreary drizzly dull gray rainy soggy stormy wet",
-    "frosty": "bitter crisp freezing frosty icy snowy white wintry",
+    "month": """
+        January February March April May June July August September October November December
+    """,
     "day": "afternoon day evening morning",
     "sort": """
         busy fine funny glad grand happy jolly long lovely lucky merry odd perfect special
-        splendid strange sunny sweet tiring wild
+        strange sunny sweet tiring wild
     """,
     # ---------------------------------------------------------------- looks
     "color": """
@@ -83,133 +76,107 @@ CLASSES = {
     """,
     "quality": """
         ancient bent bold broad charming clean costly crisp dainty dark dim dry elegant faded
-        fancy flat funny glossy greasy handy jagged leaky long low massive mighty narrow nice
-        odd padded posh puny ragged rich round rusty shiny simple slim smooth sparkly spiral
-        stained striped superb thin tough unique warm wide
+        fancy flat funny giant glossy greasy handy jagged leaky long low massive mighty narrow
+        nice odd padded posh puny ragged rich round rusty shiny simple slim smooth sparkly
+        spiral spotted stained striped superb thin tough unique warm wide
     """,
     "material": """
-        bamboo brass canvas clay copper felt glass gold ivory leather marble metal paper rubber
+        cotton brass canvas clay copper felt glass gold cork leather marble metal paper rubber
         silk stone straw tin wax wood
-    """,
-    "mood": """
-        angry bashful bossy busy clever cute fat fussy giant grumpy hungry jumpy lean lost mean
-        muddy nimble perky quick sad shy skinny slow spotted striped tame thin vain wet wild
     """,
     "taste": """
         baked bland burnt chilled cold creamy crunchy fine fried greasy grilled juicy minced
         moist pickled rich roast sliced sour steamed stuffed tangy tasty toasted
     """,
     # ---------------------------------------------------------------- living things
-    "beast": """
-        alpaca bat buffalo cat chipmunk deer elephant fox goat hare horse jaguar kitten lemur
-        llama mole mouse ox pig porcupine rabbit rat sheep sloth walrus wombat
+    "animal": """
+        lamb bat camel zebra cub foal deer elephant fox goat hare horse jaguar kitten lemur
+        llama mole mouse ox pig bear lion tiger wolf rabbit rat sheep sloth walrus wombat raven
+        stork canary chick gull cuckoo duck falcon goose hawk heron crane owl peacock penguin
+        pigeon robin sparrow swallow toucan vulture ant bee beetle pup beaver worm moth flea
+        cricket newt firefly fly hornet ladybug locust mantis wren slug snail spider termite
+        wasp carp clam crab dolphin frog seal whale eel lobster minnow octopus oyster salmon
+        squirrel otter shark shrimp squid starfish toad trout tuna turtle
     """,
-    "bird": """
-        blackbird canary cockatoo cuckoo duck falcon goose hawk heron kingfisher nightingale owl
-        peacock penguin pigeon robin sparrow swallow toucan vulture
-    """,
-    "bug": """
-        ant bee beetle bumblebee butterfly centipede cricket dragonfly firefly fly hornet
-        ladybug locust mantis mosquito slug snail spider termite wasp
-    """,
-    "swimmer": """
-        carp clam crab dolphin frog jellyfish lobster minnow octopus oyster salmon seahorse
-        shark shrimp squid starfish toad trout tuna turtle
-    """,
-    "pal": "cat dog donkey duck goat goose hen horse kitten lamb pig pony puppy rabbit sheep",
+    "pal": "cat dog pony",
     "flower": """
-        begonia bluebell buttercup crocus daffodil dandelion geranium hyacinth jasmine lavender
-        lily lotus marigold pansy peony poppy primrose rose sunflower tulip
+        clover bluebell fern lilac lavender lily lotus marigold pansy peony poppy orchid rose
+        aster tulip
     """,
     "tree": """
-        alder ash aspen beech cedar chestnut cypress elm hawthorn hazel holly juniper oak palm
-        pine poplar spruce sycamore walnut willow
-    """,
-    "cry": """
-        bee_buzzed bull_bellowed cat_meowed chick_cheeped cricket_chirped crow_cawed dog_barked
-        dove_cooed duck_quacked frog_croaked hen_clucked horse_neighed lion_roared
-        mouse_squeaked pig_grunted puppy_yapped rooster_crowed snake_hissed sparrow_tweeted
-        turkey_gobbled
+        alder ash aspen beech cedar chestnut yew elm hazel holly fir oak palm pine poplar maple
+        walnut willow
     """,
     # ---------------------------------------------------------------- food
-    "fruit": """
-        apple apricot banana blackberry cherry cranberry date grape grapefruit kiwi lime mango
-        nectarine olive papaya pear pineapple pomegranate raisin strawberry
-    """,
-    "vegetable": """
-        artichoke bean beet cabbage carrot cauliflower cucumber eggplant leek lentil onion
-        parsnip pea pepper potato pumpkin radish tomato turnip yam
+    "food": """
+        apple kiwi banana blackberry cherry berry date grape lime mango lemon melon fig olive
+        papaya pear pineapple peach plum raisin bagel biscuit bun burger cracker cupcake donut
+        nugget omelet cookie peanut muffin roll scone taco toffee waffle egg bean beet cabbage
+        carrot leek lentil onion sprout pea pepper potato pumpkin radish tomato turnip yam
     """,
     "dish": """
-        bacon bread broth casserole cheese chili corn custard fudge ham jelly macaroni oatmeal
-        pie popcorn pudding rice sausage spaghetti stew
-    """,
-    "snack": """
-        bagel biscuit bun burger cookie cracker cupcake donut egg lollipop nugget omelet pastry
-        peanut pretzel roll scone taco toffee waffle
+        bacon bread broth cheese chili corn custard fudge ham jelly macaroni pie popcorn pudding
+        rice sausage stew
     """,
     "drink": """
         cider cocoa coffee cola juice lemonade milk mint_tea nectar punch soda syrup tea water
     """,
     # ---------------------------------------------------------------- things
-    "toy": """
-        abacus balloon boomerang doll drum football hoop kaleidoscope marble model_train
-        music_box parachute puppet racket robot sailboat skateboard sled spinning_top
-        stuffed_bear telescope tricycle unicycle whistle
+    "prize": "ball bell cap coat doll drum key kite pearl scarf",
+    "plaything": """
+        flute balloon football hoop marble rocket top dart robot sailboat sled wheel train mask
+        swing slide whistle
     """,
-    "wear": """
-        apron bandanna belt blouse bow_tie cap cardigan coat costume gown helmet jacket kimono
-        kilt necktie overcoat raincoat robe scarf shirt sombrero sweater turban veil
+    "clothes": """
+        apron sock shoe boot belt blouse bow_tie glove mitten costume crown gown hat helmet
+        jacket kilt wig necktie vest skirt raincoat robe shirt bib sweater turban veil
     """,
-    "gem": """
-        acorn badge bell button compass diamond feather fossil horseshoe key magnet medal nugget
-        pearl pendant ruby scroll stamp ticket trinket
+    "treasure": """
+        acorn locket diamond feather fossil jewel magnet medal nugget pendant ring ruby scroll
+        stamp ticket coin bead
     """,
     "house": """
-        armchair bathtub blanket bowl bucket carpet chest cradle cupboard desk fork hammock jug
-        ladle mattress napkin piano plate radio shelf sponge suitcase teapot toaster trunk vase
+        bathtub blanket bowl bucket carpet chest cradle chair table sofa desk fork hammock jug
+        ladle bed pillow napkin lamp clock plate radio sponge pot pan tray teapot oven trunk
+        vase
     """,
     "tool": """
-        anchor barrel chain crowbar flashlight hoe hose lever needle paintbrush pitchfork pump
-        rope saw shovel spade tent toolbox trowel wheelbarrow
+        anchor rake chain bolt brush hook hoe hose lever needle axe net nail ladder hammer pump
+        rope saw shovel spade tent trowel
     """,
-    "instrument": """
-        accordion banjo bassoon bugle clarinet cymbal fiddle gong harmonica harp lute mandolin
-        organ recorder saxophone triangle tuba ukulele viola violin
-    """,
+    "instrument": "cello banjo bugle trumpet horn gong harp lute organ triangle tuba viola violin",
     "vehicle": """
-        airplane ambulance balloon cab canoe cart ferry helicopter kayak limousine motorcycle
-        raft rowboat sleigh speedboat tractor train tram truck van
+        plane balloon bicycle bus cab canoe carriage cart ferry kayak sled raft rowboat scooter
+        sleigh ship tractor tram jeep truck van wagon
     """,
-    "ride": "bicycle bus cab carriage scooter sleigh taxi train tram trolley van wagon",
     "find": """
-        bone branch brick cone leaf log nest nut pine_cone puddle rock root shell shrub stem
-        stick stump thorn twig vine
+        bone brick cone log nest pine_cone puddle rock root pebble seed leaf stem stick stump
+        crate basket twig vine nut shell
     """,
     # ---------------------------------------------------------------- places
     "wild": """
         bog canyon cave clearing cliff desert forest glade gorge grove hilltop jungle meadow
-        moor mountain prairie ridge valley volcano wilderness
+        moor mountain prairie ridge valley dune hill
     """,
     "water": """
-        bay beach brook canal creek dock fountain harbor lagoon lake lighthouse marina pond pool
-        reservoir river seashore spring stream swamp
+        bay beach brook canal creek dock fountain harbor lagoon lake shore marina pond pool port
+        river seashore spring stream swamp
     """,
     "town": """
-        airport bakery bookshop castle chapel cinema factory grocery hospital library monastery
-        palace pharmacy playground school square station temple town_hall university
+        bakery market castle chapel mall factory fair shop library inn palace bank school square
+        station temple park zoo
     """,
     "farm": """
         barn barnyard beehive chicken_coop cornfield dairy farm farmyard field garden haystack
-        mill orchard paddock pasture plantation ranch stable vineyard wheat_field
+        mill orchard paddock pasture ranch stable vineyard wheat_field
     """,
     "home": """
-        attic basement bathroom bedroom cellar den dining_room garage hallway kitchen laundry
-        library living_room nursery pantry parlor playroom porch study workshop
+        attic bathroom bedroom cellar loft garage hallway kitchen lounge library den pantry
+        playroom porch study yard
     """,
     "dwelling": """
-        apartment bungalow cabin castle chalet cottage farmhouse flat hut igloo mansion
-        shack tent tower treehouse villa
+        lodge inn cabin castle chalet cottage farmhouse flat hut mansion shack tent tower
+        treehouse villa
     """,
     "spot": """
         arch bench bridge bush ditch fence footpath gate hole lamppost mound path post ramp shed
@@ -218,12 +185,10 @@ CLASSES = {
     "by": "behind beside by close_to in_front_of near next_to under",
 }
 
-# Classes made of classes: what can be looked at is wider than what can be played with.
+# Classes made of classes: what can be looked at is wider than what can be worn.
 UNIONS = {
     "look": "color quality",
-    "animal": "beast bird bug swimmer",
-    "object": "toy wear gem house tool instrument",
-    "food": "fruit snack vegetable",
+    "object": "plaything clothes treasure house tool instrument find",
 }
 
 
@@ -237,11 +202,9 @@ def word_classes() -> dict[str, tuple[str, ...]]:
 
 
 IRREGULAR_PLURALS = {
-    "bison": "bison", "deer": "deer", "elk": "elk", "foot": "feet", "goose": "geese",
-    "jellyfish": "jellyfish", "knife": "knives", "leaf": "leaves", "moose": "moose",
-    "mouse": "mice", "ox": "oxen", "salmon": "salmon", "scarf": "scarves", "sheep": "sheep",
-    "shelf": "shelves", "shrimp": "shrimp", "squid": "squid", "starfish": "starfish",
-    "trout": "trout", "tuna": "tuna", "wolf": "wolves",
+    "deer": "deer", "foot": "feet", "goose": "geese", "leaf": "leaves", "mouse": "mice",
+    "ox": "oxen", "salmon": "salmon", "scarf": "scarves", "sheep": "sheep", "shrimp": "shrimp",
+    "squid": "squid", "starfish": "starfish", "trout": "trout", "tuna": "tuna", "wolf": "wolves",
 }
 
 

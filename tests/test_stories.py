@@ -16,10 +16,10 @@ import pytest
 from corpora import stories as lab
 from corpora.stories import judge, stories, story
 from corpora.story_events import EVENTS, FACTS, GROUPS
-from corpora.story_words import BOYS, GIRLS, plural, with_article, word_classes
+from corpora.story_words import BOYS, GIRLS, UNIONS, plural, with_article, word_classes
 
 # The first 50 stories of series 0, as bytes.
-GOLDEN = "e0c08a08e0ad532235c3dcdafb62850fd78c52ede0fdc5cb21b10611ad0ab057"
+GOLDEN = "b711e52964d1558d1c16f7f808b1309483e7b2b51be211641f972151adbbbe24"
 NAMES = "|".join(GIRLS + BOYS)
 
 
@@ -138,7 +138,7 @@ def spellings(tokens, world):
 
 def test_the_next_sentences_of_a_state_have_probability_one():
     small = 0
-    for index in range(15):
+    for index in range(30):
         for world, menu, casting in walk(index):
             total = sum(len(castings) * 2**-cost for castings, cost in menu.topics)
             assert math.isclose(total, 1, rel_tol=1e-12)
@@ -185,12 +185,12 @@ def test_the_language_is_rich(sample):
     told = [one.text for one in stories(6000, seed=1)]
     words = Counter(word for text in told for word in re.findall("[a-z]+", text.lower()))
     assert sum(count >= 6 for count in words.values()) >= 1500  # about 20 in 20,000 stories
-    assert sum(map(len, EVENTS.values())) >= 300
+    assert sum(map(len, EVENTS.values())) >= 200
     size = sum(len(one.text.encode()) for one in sample)
     assert sum(one.bits for one in sample) / size > 0.4
-    assert 400 < size / len(sample) < 550
+    assert 250 < size / len(sample) < 450
     assert max(map(len, told)) < 1200
-    assert sum(len(text) > 900 for text in told) < 0.005 * len(told)
+    assert sum(len(text) > 750 for text in told) < 0.005 * len(told)
 
 
 def test_events_and_words_are_really_used():
@@ -200,7 +200,8 @@ def test_events_and_words_are_really_used():
     rows = {row[1] for rows in EVENTS.values() for row in rows}
     assert len(rows) == sum(map(len, EVENTS.values()))
     assert len(rows - set(seen)) <= 15
-    assert set(word_classes()) <= set(re.findall(r"\w+", " ".join(rows)))
+    parts = " ".join(UNIONS.values())
+    assert set(word_classes()) <= set(re.findall(r"\w+", " ".join([*rows, parts])))
 
 
 def test_stories_are_plain_text(sample):
@@ -234,7 +235,7 @@ def test_the_article_table_has_the_hard_cases():
 
 def test_every_flag_can_be_explained():
     flags = {flag for members in GROUPS.values() for flag in members.split()} | set(lab.LOOSE)
-    assert flags - {*GROUPS["phase"].split(), "x.focus"} == set(FACTS) - {"mood", "trouble"}
+    assert flags - set(GROUPS["phase"].split()) == set(FACTS) - {*GROUPS}
 
 
 # -------------------------------------------------------------------- the judge is strict
@@ -267,8 +268,8 @@ def test_only_the_holder_gives(sample):
 def test_sums_must_be_right(sample):
     wrong = mutants(
         list(stories(3000, seed=5)),
-        r"(Now \w+ had|That makes|Only) (\w+) ",
-        lambda m: f"{m[1]} {'three' if m[2] != 'three' else 'nine'} ",
+        r"(\w+ (?:and \w+ make|without \w+ is)) (\w+)\b",
+        lambda m: f"{m[1]} {'three' if m[2] != 'three' else 'nine'}",
     )
     for text in wrong:
         verdict = judge(text)
@@ -299,7 +300,7 @@ def test_the_order_matters(sample):
         shuffle(rest)
         last = told.text[len(told.text.split("\n\n")[0]) :]
         text = ". ".join([*rest, first.rstrip(".")]) + "." + last
-        consistent += judge(text).consistent
+        consistent += text != told.text and judge(text).consistent
     assert consistent == 0
 
 
