@@ -40,9 +40,7 @@ def create_app(config: ServeConfig, host: Host | None = None) -> FastAPI:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # threads of the model that wait must not keep the cores from those of HTTP
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # the model's idle threads soon let HTTP have the core
     try:
         config, dev = settings(argv)
         develop(config) if dev else serve(config)

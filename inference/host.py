@@ -15,7 +15,7 @@ from inference.request import NotReady, Request, Settings
 
 CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU half of what is free
 GRACE = 3.0  # seconds in which an engine that was replaced still takes requests
-MOST_SLOTS = {"cpu": 16, "cuda": 128}
+MOST_SLOTS = {"cpu": 32, "cuda": 128}
 
 
 class Host:
