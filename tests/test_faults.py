@@ -454,7 +454,7 @@ def test_a_budget_of_time_holds_for_the_whole_run(tmp_path):
     done = cli(tmp_path, *small_run(tmp_path, time="9s", schedule="linear", final_rate=0.1))
     seconds = time.monotonic() - t0
     assert done.returncode == 0, done.stderr
-    assert 6 < seconds < 9 + 1.5
+    assert 5 < seconds < 9 + 1.5
     assert events(tmp_path, "step")[-1]["rate"] == pytest.approx(0.1, abs=0.02)
     assert json.loads((tmp_path / "logs" / "a" / "summary.json").read_text())["stop_reason"] == "done"
     assert torch.isfinite(last(tmp_path)["model"]["wte.weight"]).all()
