@@ -9,6 +9,7 @@ The same engine works without its thread: `run` steps it until its requests are 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -146,6 +147,13 @@ class Engine:
         """Runs the steps on a thread of their own."""
         self.thread = threading.Thread(target=self.loop, name="engine", daemon=True)
         self.thread.start()
+        atexit.register(self.halt)
+
+    def halt(self) -> None:
+        """Ends the thread after its step: one that the interpreter's end meets inside torch would abort the process."""
+        self.stopping = True
+        self.inbox.put(None)
+        self.thread.join()
 
     def loop(self) -> None:
         torch.set_flush_denormal(True)  # a setting of each thread
@@ -161,9 +169,9 @@ class Engine:
         while self.thread and self.busy() and time.monotonic() - t0 < seconds:
             time.sleep(0.01)
         self.stopping = True
-        self.inbox.put(None)
         if self.thread:
-            self.thread.join()
+            self.halt()
+            atexit.unregister(self.halt)
         for slot in self.scheduler.running:
             self.finish(slot.request, "cancelled", slot)
         while self.scheduler.waiting:
