@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -84,7 +83,7 @@ class Engine:
         self.chunk = CHUNK.get(weight.device.type, CHUNK["cpu"])
         self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())
         self.transcripts: dict[int, Transcript] = {}
-        self.inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self.news = threading.Event()  # something came in: the thread need not sleep
         self.sampler: tuple[list[Request], Sampler] = ([], None)
         self.thread: threading.Thread | None = None
         self.lock = threading.Lock()  # of the line: `submit` comes from other threads
@@ -118,12 +117,12 @@ class Engine:
                 raise NotReady("the server is shutting down or changing its model: try again in a moment.")
             self.scheduler.check_room(request)
             self.scheduler.waiting.append(request)
-        self.inbox.put(None)  # wakes the thread
+        self.news.set()
 
     def cancel(self, request: Request) -> None:
         """Gives a request up before its next token."""
         request.cancelled = True
-        self.inbox.put(None)
+        self.news.set()
 
     def stats(self) -> Stats:
         scheduler = self.scheduler
@@ -152,14 +151,14 @@ class Engine:
     def halt(self) -> None:
         """Ends the thread after its step: one that the interpreter's end meets inside torch would abort the process."""
         self.stopping = True
-        self.inbox.put(None)
+        self.news.set()
         self.thread.join()
 
     def loop(self) -> None:
         torch.set_flush_denormal(True)  # a setting of each thread
         while not self.stopping:
-            if not self.step():
-                self.inbox.get()
+            if not self.step() and not self.stopping:  # a step takes the news away, that of stopping too
+                self.news.wait()
 
     def drain(self, seconds: float = float("inf")) -> None:
         """Takes nothing new, lets what runs finish for so long, and stops."""
@@ -168,7 +167,6 @@ class Engine:
         t0 = time.monotonic()
         while self.thread and self.busy() and time.monotonic() - t0 < seconds:
             time.sleep(0.01)
-        self.stopping = True
         if self.thread:
             self.halt()
             atexit.unregister(self.halt)
@@ -195,8 +193,7 @@ class Engine:
     def step(self) -> bool:
         """Moves everything on by a token, or a prompt by a chunk; False when there is nothing to do."""
         t0 = time.perf_counter()
-        while not self.inbox.empty():
-            self.inbox.get()
+        self.news.clear()
         self.give_up()
         with self.lock:
             self.scheduler.admit()

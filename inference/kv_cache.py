@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from config import ModelConfig
-from model import causal_mask
+from model import KVCache
 
 ROUND = 64  # many rows look at a multiple of this many places: fewer shapes, aligned reads
 
@@ -20,33 +20,17 @@ class Slots:
     """Room for `count` texts: `k` and `v` are (n_layer, count, n_kv_head, block_size, D)."""
 
     def __init__(self, config: ModelConfig, count: int, device: torch.device | str, dtype: torch.dtype):
-        shape = (config.n_layer, count, config.n_kv_head, config.block_size, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        memory = KVCache(config, count, device=device, dtype=dtype)
+        self.k, self.v = memory.k, memory.v
         self.bytes_per_place = 2 * self.k[:, 0, :, 0].nbytes
 
 
-class OneRow:
-    """One slot, and the next T tokens of its text."""
+class OneRow(KVCache):
+    """One slot, and the next T tokens of its text: a cache of one row, whose memory is the slot's."""
 
     def __init__(self, slots: Slots, slot: int, length: int):
         self.k, self.v = slots.k[:, slot : slot + 1], slots.v[:, slot : slot + 1]  # (n_layer, 1, H, block_size, D)
         self.length = length
-
-    def places(self, T: int) -> slice:
-        return slice(self.length, self.length + T)
-
-    def mask(self, T: int) -> Tensor | None:
-        return causal_mask(self.length, T, self.k.device) if self.length and T > 1 else None
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.length + k.size(2)
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def advance(self, T: int) -> None:
-        self.length += T
 
 
 class ManyRows:

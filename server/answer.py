@@ -31,6 +31,7 @@ from server.limits import later
 from server.logs import LEFT, trace_of
 from server.stream import departure
 
+LEAST_LOGPROB = -9999.0  # OpenAI's for a token that is next to impossible; JSON has no infinity
 NOT_READY = 2.0  # seconds after which a model may have loaded
 log = logging.getLogger("server")
 

@@ -106,13 +106,11 @@ def unauthorised(message: str, challenge: str = 'Bearer error="invalid_token"') 
 FORWARDED = {"forwarded", "x-forwarded-for", "x-real-ip", "via"}  # headers of a proxy
 api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="One of LLM_API_KEYS")
 http_bearer = HTTPBearer(auto_error=False, description="One of LLM_API_KEYS, or a token of POST /oauth/token")
+Key = Annotated[str | None, Security(api_key)]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(http_bearer)]
 
 
-async def caller(
-    request: Request,
-    key: Annotated[str | None, Security(api_key)],
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(http_bearer)],
-) -> Caller:
+async def caller(request: Request, key: Key, bearer: Bearer) -> Caller:
     """The dependency of every endpoint that does work: identifies the caller, and counts the request.
 
     Raises:
@@ -128,11 +126,7 @@ async def caller(
     return found
 
 
-async def admin(
-    request: Request,
-    key: Annotated[str | None, Security(api_key)],
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(http_bearer)],
-) -> None:
+async def admin(request: Request, key: Key, bearer: Bearer) -> None:
     """The dependency of what changes the server: LLM_ADMIN_KEY, or this machine where nobody has to say who they are.
 
     Raises:

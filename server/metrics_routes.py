@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
 from config import UserError
-from server.auth import FORWARDED, address, digest, is_loopback, refuse_foreign_names, unauthorised
+from server.addresses import address, is_loopback
+from server.auth import FORWARDED, digest, refuse_foreign_names, unauthorised
 from server.errors import ApiError
 
 SLOW = 10  # seconds after which a connection to the port of its own is given up

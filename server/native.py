@@ -22,7 +22,6 @@ from server.sessions import Sessions
 from server.stream import EventStream
 
 CHARACTERS = 32  # a token, on average, in no text: so many times the context are enough of a session's text
-LEAST_LOGPROB = -9999.0  # for a token that cannot come: JSON has no infinity
 router = APIRouter()
 
 
@@ -135,6 +134,6 @@ def written(engine: Engine, token: Token) -> dict[str, Any]:
     """A token as the answer shows it. Bytes that are no whole character show as U+FFFD."""
 
     def likely(i: int, logprob: float) -> dict[str, Any]:
-        return {"id": i, "text": engine.tokenizer.decode([i]), "logprob": max(logprob, LEAST_LOGPROB)}
+        return {"id": i, "text": engine.tokenizer.decode([i]), "logprob": max(logprob, answer.LEAST_LOGPROB)}
 
     return likely(token.id, token.logprob) | {"top": [likely(*pair) for pair in token.top]}

@@ -10,10 +10,8 @@ from typing import Any
 
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
-from server.answer import Answer
+from server.answer import LEAST_LOGPROB, Answer
 from tokenizer import EOT, Tokenizer
-
-LEAST = -9999.0  # OpenAI's log-probability of what is next to impossible; JSON has no infinity
 
 
 class Text:
@@ -143,4 +141,4 @@ def token_text(tokenizer: Tokenizer, i: int) -> str:
 
 def logprob(value: float) -> float:
     """A log-probability that JSON can hold."""
-    return max(value, LEAST)
+    return max(value, LEAST_LOGPROB)
