@@ -66,6 +66,7 @@ def settings(argv: list[str] | None) -> tuple[ServeConfig, bool]:
 
 def serve(config: ServeConfig) -> None:
     """Serves until a signal ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn, which has handlers of its own, runs
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(bind(config.host, config.port))
         from server import greeting, logs, metrics_routes

@@ -199,6 +199,7 @@ class Engine:
             self.scheduler.admit()
         if not self.scheduler.running:
             return False
+        self.close_ranks()
         alone, together = [], []
         for slot in self.scheduler.writing():
             (alone if self.wants_to_be_alone(slot.request) else together).append(slot)
@@ -211,6 +212,13 @@ class Engine:
         self.steps += 1
         self.busy_seconds += time.perf_counter() - t0
         return True
+
+    def close_ranks(self) -> None:
+        """Seats the texts that are written side by side: the model reads the keys and values of neighbours where they lie, those of
+        scattered slots only after copying them, at every step."""
+        for idle, stray in self.scheduler.strays():
+            self.cache.swap(idle.index, stray.index, max(idle.used, stray.used))
+            self.scheduler.swap(idle, stray)
 
     def wants_to_be_alone(self, request: Request) -> bool:
         """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, so there a

@@ -24,6 +24,14 @@ class Slots:
         self.k, self.v = memory.k, memory.v
         self.bytes_per_place = 2 * self.k[:, 0, :, 0].nbytes
 
+    def swap(self, a: int, b: int, places: int) -> None:
+        """Exchanges the first places of two slots."""
+        for memory in (self.k, self.v):
+            one, other = memory[:, a, :, :places], memory[:, b, :, :places]  # (n_layer, H, places, D)
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
+
 
 class OneRow(KVCache):
     """One slot, and the next T tokens of its text: a cache of one row, whose memory is the slot's."""

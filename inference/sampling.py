@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,10 @@ RUNG = 256  # tokens of the vocabulary that are summed up before one of them is 
 
 
 def uniform(seed: int, place: int) -> float:
-    """The random number in [0, 1) of one place of a text: a function of the two alone (Philox, Salmon et al. 2011), so that
-    a text depends neither on its neighbours nor on what was drawn before."""
-    return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=place)).random()
+    """The random number in [0, 1) of one place of a text: a function of the two alone, so that a text depends neither on its
+    neighbours nor on what was drawn before. A hash of a counter is a random number (Salmon et al. 2011, section 3)."""
+    drawn = hashlib.blake2b(struct.pack("<QQ", seed % 2**64, place), digest_size=8).digest()
+    return (int.from_bytes(drawn) >> 11) * 2.0**-53  # as many bits as a float holds
 
 
 class Sampler:

@@ -28,6 +28,11 @@ class Slot:
     left_at: float = 0.0
 
     @property
+    def used(self) -> int:
+        """How many places of the cache hold something."""
+        return self.length if self.request else len(self.kept)
+
+    @property
     def ahead(self) -> int:
         """How many ids the model has not read yet: one while it writes, more while it reads."""
         return len(self.request.ids) - self.base - self.length
@@ -118,6 +123,18 @@ class Scheduler:
     def writing(self) -> list[Slot]:
         """The slots that write their next token."""
         return [slot for slot in self.running if not slot.reads]
+
+    def strays(self) -> list[tuple[Slot, Slot]]:
+        """Which slots must change places so that those who write sit side by side from the first on: who sits in the way, who
+        is to sit there. One that leaves makes one such pair, one that has read its prompt another."""
+        writing = self.writing()
+        row = self.slots[: len(writing)]
+        seated = {slot.index for slot in writing}
+        return list(zip((s for s in row if s.index not in seated), (s for s in writing if s.index >= len(row)), strict=True))
+
+    def swap(self, a: Slot, b: Slot) -> None:
+        a.index, b.index = b.index, a.index
+        self.slots[a.index], self.slots[b.index] = a, b
 
     def release(self, slot: Slot) -> None:
         request = slot.request

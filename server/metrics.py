@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from inference.engine import Engine, Stats
 from inference.host import Host
 from inference.request import NotReady, Piece, Request
-from server.bridge import Generation
+from server.bridge import Generation, joined
 
 REASONS = ("stop", "length", "cancelled", "deadline", "error")
 VERSIONS = ("torch", "fastapi", "uvicorn")
@@ -93,13 +93,14 @@ class Metrics:
         self.http.labels(route, method if method in METHODS else "other", status).inc()
 
     async def timed(self, generation: Generation) -> AsyncIterator[Piece]:
-        """The pieces of a generation; the time between two of them is counted for each token of the later one."""
+        """The pieces of a generation, those that came together as one. The time from each token to the next is counted."""
         last = 0.0
-        async for piece in generation:
-            for _ in piece.tokens if last else ():
-                self.between.observe((piece.at - last) / len(piece.tokens))
-            last = piece.at if piece.tokens else last
-            yield piece
+        async for came in generation:
+            for piece in came:
+                if piece.tokens and last:
+                    self.between.observe(piece.at - last)
+                last = piece.at if piece.tokens else last
+            yield joined(came)
 
 
 class EngineCollector(Collector):

@@ -19,6 +19,7 @@ from config import UserError
 from inference import engine as engines
 from inference import weights
 from inference.engine import Engine, stream, texts
+from inference.kv_cache import ManyRows
 from inference.request import Busy, NotReady, Request, Settings
 from inference.scheduler import Scheduler, common_start
 from tokenizer import ByteTokenizer
@@ -456,6 +457,26 @@ def test_those_who_came_first_begin_first(tiny_model):
     begun = [request.admitted for request in asked]
     assert begun == sorted(begun)
     assert all(r.submitted <= r.admitted <= r.first_token <= r.finished for r in asked)
+
+
+@given(plan=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_those_who_write_sit_side_by_side(small, plan, seed):
+    """Texts of all lengths come and go: the cache of those who write is read where it lies, and each text is its own."""
+    chance = random.Random(seed)
+    asked = [Asked(noise(chance, n), max_new_tokens=m, temperature=0) for n, m in plan]
+    engine = Engine(small, BYTES, slots=4)
+    windows = []
+    forward = engine.forward
+    engine.forward = lambda slots, ids, window: windows.append(window) or forward(slots, ids, window)
+    for request in asked:
+        engine.submit(request)
+        for _ in range(chance.randrange(4)):
+            engine.step()
+    run(engine)
+    assert all(window.seen == slice(0, len(window.rows)) for window in windows if isinstance(window, ManyRows))
+    assert all(slot.index == place for place, slot in enumerate(engine.scheduler.slots))
+    assert [request.new for request in asked] == [greedy(small, request.ids[:n], m) for request, (n, m) in zip(asked, plan, strict=True)]
 
 
 def test_no_more_run_than_there_are_slots(tiny_model):

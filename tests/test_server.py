@@ -99,9 +99,9 @@ def test_a_seed_gives_the_same_text_and_the_answer_names_it(generate):
 
 
 def test_a_stream_has_the_same_text_and_ends_with_the_rest_of_the_answer(client, generate):
-    whole, pieces = generate(max_new_tokens=30), events(client, max_new_tokens=30)
+    whole, pieces = generate(max_new_tokens=400), events(client, max_new_tokens=400)
     assert "".join(piece["text"] for piece in pieces) == whole["text"]
-    assert len(pieces) > 5
+    assert len(pieces) > 2  # what is written within a thirtieth of a second comes together
     assert all(set(piece) == {"text"} for piece in pieces[:-1])
     last = pieces[-1] | {"text": whole["text"]}
     assert last.pop("usage")["completion_tokens"] == whole.pop("usage")["completion_tokens"]

@@ -279,15 +279,20 @@ def test_a_reload_swaps_the_model_without_dropping_a_request(start, model):
             while not done.is_set():
                 answers.append(client.post("/v1/generate", json={"prompt": "Once", "max_new_tokens": 40}))
 
+    def answered_by(step: int) -> bool:
+        return any(answer.status_code == 200 and answer.json()["model"]["step"] == step for answer in list(answers))
+
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
+    server.wait(lambda: answered_by(7))
     save(server.folder / "best_model.pt", model, step=8)
     server.process.send_signal(signal.SIGHUP)
-    server.wait(lambda: server.client.get("/readyz").json().get("model", {}).get("id") == "tiny@8", 20)
+    server.wait(lambda: answered_by(8), 20)
+    assert server.client.get("/readyz").json()["model"]["id"] == "tiny@8"
     save(server.folder / "best_model.pt", model, step=9)
     assert server.client.post("/v1/admin/reload").json()["model"]["step"] == 9
-    time.sleep(0.1)
+    server.wait(lambda: answered_by(9))
     done.set()
     for thread in threads:
         thread.join()
