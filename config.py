@@ -290,6 +290,9 @@ class ServeConfig:
         "auto", "arithmetic of the model; auto is the fastest on this machine", ("auto", "float32", "bfloat16")
     )
     quantize: str = setting("", "int8 reads the weights as one byte each while one or two texts are written; empty leaves them as they are", ("", "int8"))
+    follow: bool = setting(
+        False, "yes: serve each new best checkpoint as soon as it is there; the ones before still answer to their names"
+    )
     slots: int = setting(0, "texts that are written at once; 0 is as many as the memory has room for")
     # who may ask
     api_keys: tuple[str, ...] = secret(

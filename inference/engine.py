@@ -29,6 +29,7 @@ from model import token_losses
 from tokenizer import Tokenizer
 
 CHUNK = {"cpu": 128, "cuda": 1024}  # tokens of a prompt that are read between two steps of writing
+IDLE = 1.0  # seconds without work after which the thread goes: its idle OpenMP team would slow those of other engines to half
 log = logging.getLogger("inference")
 
 
@@ -86,6 +87,7 @@ class Engine:
         self.news = threading.Event()  # something came in: the thread need not sleep
         self.sampler: tuple[list[Request], Sampler] = ([], None)
         self.thread: threading.Thread | None = None
+        self.threaded = False
         self.lock = threading.Lock()  # of the line: `submit` comes from other threads
         self.draining = self.stopping = False
         self.forget()
@@ -117,7 +119,10 @@ class Engine:
                 raise NotReady("the server is shutting down or changing its model: try again in a moment.")
             self.scheduler.check_room(request)
             self.scheduler.waiting.append(request)
-        self.news.set()
+            self.news.set()
+            if self.threaded and not (self.thread and self.thread.is_alive()):
+                self.thread = threading.Thread(target=self.loop, name="engine", daemon=True)
+                self.thread.start()
 
     def cancel(self, request: Request) -> None:
         """Gives a request up before its next token."""
@@ -143,31 +148,35 @@ class Engine:
     # ---- the thread
 
     def start(self) -> None:
-        """Runs the steps on a thread of their own."""
-        self.thread = threading.Thread(target=self.loop, name="engine", daemon=True)
-        self.thread.start()
+        """From now on the steps run on a thread of their own, which is there while there is something to do."""
+        self.threaded = True
         atexit.register(self.halt)
 
     def halt(self) -> None:
         """Ends the thread after its step: one that the interpreter's end meets inside torch would abort the process."""
         self.stopping = True
         self.news.set()
-        self.thread.join()
+        if thread := self.thread:
+            thread.join()
 
     def loop(self) -> None:
         torch.set_flush_denormal(True)  # a setting of each thread
         while not self.stopping:
-            if not self.step() and not self.stopping:  # a step takes the news away, that of stopping too
-                self.news.wait()
+            if self.step() or self.stopping or self.news.wait(IDLE):  # a step takes the news away, that of stopping too
+                continue
+            with self.lock:
+                if not self.news.is_set():
+                    self.thread = None
+                    return
 
     def drain(self, seconds: float = float("inf")) -> None:
         """Takes nothing new, lets what runs finish for so long, and stops."""
         with self.lock:
             self.draining = True
         t0 = time.monotonic()
-        while self.thread and self.busy() and time.monotonic() - t0 < seconds:
+        while self.threaded and self.busy() and time.monotonic() - t0 < seconds:
             time.sleep(0.01)
-        if self.thread:
+        if self.threaded:
             self.halt()
             atexit.unregister(self.halt)
         for slot in self.scheduler.running:

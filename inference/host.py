@@ -14,6 +14,8 @@ from inference.engine import Engine
 from inference.request import NotReady, Request, Settings
 
 CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU half of what is free
+EARLIER_BYTES = 2 * 2**30  # the most that earlier models and their caches take together
+EARLIER_SLOTS = 2  # texts that each of them writes at once
 GRACE = 3.0  # seconds in which an engine that was replaced still takes requests
 MOST_SLOTS = {"cpu": 32, "cuda": 128}
 
@@ -27,6 +29,7 @@ class Host:
         quantize: int8, or nothing.
         slots: texts that are written at once; 0 lets the memory decide.
         max_waiting, max_waiting_tokens: how long the line of requests may be.
+        keep_earlier: a model that was replaced can still be asked, by its name, as long as the memory for such reaches.
 
     Attributes:
         reason: why nothing answers; empty when the model is ready.
@@ -42,11 +45,13 @@ class Host:
         slots: int = 0,
         max_waiting: int = 64,
         max_waiting_tokens: int = 65536,
+        keep_earlier: bool = False,
     ):
         self.path, self.device = path, torch.device(device)
         self.dtype, self.quantize, self.slots = dtype, quantize, slots
         self.limits = {"max_waiting": max_waiting, "max_waiting_tokens": max_waiting_tokens}
         self.current: Engine | None = None
+        self.keep_earlier, self.earlier = keep_earlier, {}  # engines by name, the oldest first
         self.reason = "the model is being loaded."
         self.memory_rate = 0.0
         self.draining = False
@@ -62,6 +67,23 @@ class Host:
         if self.current is None or self.reason:
             raise NotReady(self.reason)
         return self.current
+
+    def engines(self) -> list[Engine]:
+        """The engine that answers now, and the earlier ones that are still there, the newest first.
+
+        Raises:
+            NotReady: with the reason.
+        """
+        return [self.engine, *reversed(list(self.earlier.values()))]
+
+    def stamp(self) -> tuple | None:
+        """What changes when another checkpoint lies at the path; None where there is none."""
+        try:
+            path = checkpoints.resolve(self.path).resolve()
+            found = path.stat()
+        except (OSError, UserError):
+            return None
+        return path, found.st_ino, found.st_mtime_ns, found.st_size
 
     def load(self) -> None:
         """Loads the checkpoint, warms it up and lets it take over; the one before finishes what it has begun. Blocks.
@@ -81,8 +103,23 @@ class Host:
                 engine.drain(0)
                 return
             before, self.current, self.reason = self.current, engine, ""
+            if before and self.keep_earlier:
+                self.keep(before)
         if before:
             threading.Thread(target=retire, args=[before], name="retire", daemon=True).start()
+
+    def keep(self, engine: Engine) -> None:
+        """Lets the model of an engine that was replaced be asked by its name, in a small engine. The oldest make room."""
+        self.earlier.pop(self.current.model_id, None)  # the same step again
+        if engine.model_id != self.current.model_id:
+            told = {name: getattr(engine, name) for name in ("weight_bytes", "parameters", "quantized")}
+            self.earlier[engine.model_id] = Engine(
+                engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **told
+            )
+            self.earlier[engine.model_id].start()
+        while sum(each.weight_bytes + each.cache.bytes for each in self.earlier.values()) > EARLIER_BYTES:
+            oldest = self.earlier.pop(next(iter(self.earlier)))
+            threading.Thread(target=retire, args=[oldest], name="retire", daemon=True).start()
 
     def make_engine(self) -> Engine:
         """A warm engine, with its thread running."""
@@ -108,8 +145,9 @@ class Host:
     def drain(self, seconds: float = float("inf")) -> None:
         """Takes nothing new, lets what runs finish for so long, and stops."""
         self.draining, self.reason = True, "the server is shutting down."
-        if self.current:
-            self.current.drain(seconds)
+        t0 = time.monotonic()
+        for engine in filter(None, [self.current, *self.earlier.values()]):
+            engine.drain(max(0.0, seconds - (time.monotonic() - t0)))
 
 
 def retire(engine: Engine) -> None:

@@ -22,7 +22,7 @@ class Slots:
     def __init__(self, config: ModelConfig, count: int, device: torch.device | str, dtype: torch.dtype):
         memory = KVCache(config, count, device=device, dtype=dtype)
         self.k, self.v = memory.k, memory.v
-        self.bytes_per_place = 2 * self.k[:, 0, :, 0].nbytes
+        self.bytes, self.bytes_per_place = 2 * self.k.nbytes, 2 * self.k[:, 0, :, 0].nbytes
 
     def swap(self, a: int, b: int, places: int) -> None:
         """Exchanges the first places of two slots."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -30,6 +31,7 @@ from server.limits import BodyLimit
 from server.metrics import Metrics
 from server.sessions import Sessions
 
+LOOK = 1.0  # seconds between two looks at the checkpoint that is followed
 log = logging.getLogger("server")
 
 
@@ -81,13 +83,18 @@ def make_host(config: ServeConfig) -> Host:
     device = distributed.pick_device(config.device)
     calibrate.tune_process(device)
     line = {"max_waiting": config.max_waiting, "max_waiting_tokens": config.max_waiting_tokens}
-    return Host(config.checkpoint, device, config.dtype, config.quantize, config.slots, **line)
+    return Host(
+        config.checkpoint, device, config.dtype, config.quantize, config.slots, keep_earlier=config.follow, **line
+    )
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Loads the model while the port is open already, and closes the sessions at the end."""
-    threading.Thread(target=load, args=[app.state.host], name="loader", daemon=True).start()
+    host = app.state.host
+    threading.Thread(target=load, args=[host], name="loader", daemon=True).start()
+    if app.state.config.follow:
+        threading.Thread(target=follow, args=[host, host.stamp()], name="follower", daemon=True).start()
     yield
     app.state.sessions.close()
 
@@ -101,3 +108,19 @@ def load(host: Host) -> None:
         log.error("the model was not loaded: %s", error)
     except Exception:
         log.exception("the model was not loaded")
+
+
+def follow(host: Host, seen: tuple | None) -> None:
+    """Loads the checkpoint whenever another one lies at its place, until the server stops.
+
+    Args:
+        seen: the stamp of the one that was there at first.
+    """
+    while not host.draining:
+        time.sleep(LOOK)
+        now = host.stamp()
+        if now and now != seen:
+            seen = now
+            loader = threading.Thread(target=load, args=[host], name="loader", daemon=True)
+            loader.start()
+            loader.join()

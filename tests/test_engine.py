@@ -895,6 +895,38 @@ def test_the_thread_wakes_for_a_request_and_for_its_end(tiny_model):
     engine.drain()
 
 
+@pytest.mark.parametrize("idle", [0.0, 0.001])
+def test_the_thread_goes_when_there_is_nothing_to_do_and_comes_back(tiny_model, monkeypatch, idle):
+    """However close the end of one thread and a new request are, every request is served."""
+    monkeypatch.setattr(engines, "IDLE", idle)
+    engine = Engine(tiny_model(n_layer=1), BYTES, slots=1)
+    engine.start()
+    for number in range(300):
+        request = Asked([65], max_new_tokens=1)
+        engine.submit(request)
+        assert request.done.wait(60)
+        if number % 2:
+            wait_for(lambda: engine.thread is None)
+    engine.drain()
+    with pytest.raises(NotReady):
+        engine.submit(Asked([65]))
+
+
+def test_a_thread_that_died_is_replaced(tiny_model, monkeypatch):
+    engine = Engine(tiny_model(n_layer=1), BYTES, slots=1)
+    engine.start()
+    monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    first = Asked([65], max_new_tokens=1)
+    engine.submit(first)
+    wait_for(lambda: not engine.thread.is_alive())
+    monkeypatch.undo()
+    second = Asked([65], max_new_tokens=1)
+    engine.submit(second)
+    assert first.done.wait(60) and second.done.wait(60)
+    engine.drain()
+
+
 def test_the_thread_outlives_a_fault(tiny_model, silent):
     engine = Engine(poisoned(tiny_model(), 200), BYTES, slots=1)
     engine.start()
