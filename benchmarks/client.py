@@ -20,7 +20,7 @@ from pathlib import Path
 from config import ROOT
 
 
-def write_checkpoint(path: Path, **shape) -> None:
+def write_checkpoint(path: Path, step: int = 0, **shape) -> None:
     """A checkpoint with random weights, by default the 30 M model, and a vocabulary of made-up words."""
     import torch
 
@@ -34,7 +34,7 @@ def write_checkpoint(path: Path, **shape) -> None:
     letters = " abcdefghijklmnopqrstuvwxyz0123456789"
     words = ("".join(each).encode() for each in itertools.product(letters, repeat=3))
     ranks = [bytes([i]) for i in range(256)] + list(itertools.islice(words, config.vocab_size - 257))
-    provenance = {"run": "random", "step": 0, "val_loss": None, "documents": True}
+    provenance = {"run": "random", "step": step, "val_loss": None, "documents": True}
     content = checkpoint.content_of(GPT(config), BPETokenizer(ranks), provenance)
     checkpoint.write(path, content)
 

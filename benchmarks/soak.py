@@ -1,15 +1,16 @@
-"""What a server must survive: clients that leave in mid-stream, thousands of sessions, and time.
+"""What a server must survive: clients that leave in mid-stream, thousands of sessions, new checkpoints, and time.
 
     python -m benchmarks.soak [--aborts 1000] [--sessions 10000] [--minutes 0]      (make soak: 30 minutes)
 
-Memory and descriptors of the server's process are read before and after; a small model with random weights writes. The exit code
-is 1 when something grew or was lost.
+Memory and descriptors of the server's process are read before and after; a small model with random weights writes. During the mixed
+load a new checkpoint takes over each minute. The exit code is 1 when something grew or was lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import tempfile
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from benchmarks.client import post, server, stream, write_checkpoint
 from benchmarks.common import finish, table
+from inference.host import EARLIER
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 128, "vocab_size": 2048}
 POOL = 8  # descriptors that the session file may take: a few connections stay open
+SWAP = 60  # seconds between two checkpoints
 ALLOWED = 32 * 2**20  # bytes that a process may take more after than before: caches fill up
 
 
@@ -36,8 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.pt"
         write_checkpoint(path, **SMALL)
-        with server(path, LLM_SESSION_DB=f"{folder}/sessions.db") as (port, process):
+        with server(path, LLM_SESSION_DB=f"{folder}/sessions.db", LLM_FOLLOW="yes") as (port, process):
             asyncio.run(aborts(port, 50))  # what is allocated once
+            for step in range(1, EARLIER + 2):  # as many models as are kept
+                swap(port, path, step)
             before = usage(process.pid)
             rows = [["start", *shown(before)]]
             asyncio.run(aborts(port, args.aborts))
@@ -47,17 +52,17 @@ def main() -> None:
             lost = asyncio.run(sessions(port, args.sessions))
             after_sessions = usage(process.pid)
             rows.append([f"{args.sessions:,} sessions", *shown(after_sessions)])
-            failed = asyncio.run(mixed(port, 60 * args.minutes))
+            failed, swaps = asyncio.run(mixed(port, path, 60 * args.minutes))
             wait_for_idle(port)
             after = usage(process.pid)
             rows.append([f"{args.minutes:g} minutes", *shown(after)])
     table(["after", "memory", "descriptors"], rows)
     grown = [each[0] - before[0] for each in (after_aborts, after_sessions, after)]
     opened = after[1] - before[1]
-    print(f"\nlost sessions: {lost} · failed requests: {failed} · descriptors more than at the start: {opened}")
-    finish(
-        "soak", bytes_grown=grown, descriptors_grown=opened, lost_sessions=lost, failed=failed, minutes=args.minutes
-    )
+    told = f"lost sessions: {lost} · failed requests: {failed} · descriptors more than at the start: {opened}"
+    print(f"\n{told} · checkpoints swapped under load: {swaps}")
+    figures = {"lost_sessions": lost, "failed": failed, "swaps": swaps, "minutes": args.minutes}
+    finish("soak", bytes_grown=grown, descriptors_grown=opened, **figures)
     sys.exit(lost > 0 or failed > 0 or opened > POOL or max(grown) > ALLOWED)
 
 
@@ -86,6 +91,18 @@ def wait_for_idle(port: int) -> None:
         if time.monotonic() - t0 > 1:
             raise SystemExit("a second after the last client left, the engine still writes")
         time.sleep(0.05)
+
+
+def swap(port: int, path: Path, step: int) -> None:
+    """Writes a checkpoint, and waits until it is the one that answers."""
+    write_checkpoint(path, step, **SMALL)
+    t0 = time.monotonic()
+    while time.monotonic() - t0 < 30:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+            if json.load(answer)["model"]["step"] == step:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"the checkpoint of step {step} did not take over within 30 seconds")
 
 
 async def aborts(port: int, count: int) -> None:
@@ -137,9 +154,10 @@ async def get(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.Strea
     return reader, writer
 
 
-async def mixed(port: int, seconds: float) -> int:
-    """Long and short texts, sessions, aborts and nonsense, for so long; how many requests failed that should not have."""
-    over, failed = time.monotonic() + seconds, 0
+async def mixed(port: int, path: Path, seconds: float) -> tuple[int, int]:
+    """Long and short texts, sessions, aborts and nonsense, for so long, and now and then a new checkpoint; how many requests failed
+    that should not have, and how many checkpoints took over."""
+    over, failed, swaps = time.monotonic() + seconds, 0, 0
     bar = tqdm(total=int(seconds), unit="s", desc="mixed load", leave=False, disable=None)
 
     async def client(number: int) -> None:
@@ -168,9 +186,16 @@ async def mixed(port: int, seconds: float) -> int:
             await asyncio.sleep(1)
             bar.update()
 
-    await asyncio.gather(*(client(number) for number in range(12)), tick())
+    async def grow() -> None:
+        nonlocal swaps
+        while time.monotonic() + SWAP < over:
+            await asyncio.sleep(SWAP)
+            swaps += 1
+            await asyncio.to_thread(swap, port, path, 1000 + swaps)
+
+    await asyncio.gather(*(client(number) for number in range(12)), tick(), grow())
     bar.close()
-    return failed
+    return failed, swaps
 
 
 if __name__ == "__main__":

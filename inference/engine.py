@@ -145,6 +145,10 @@ class Engine:
             bytes_read=self.bytes_read,
         )
 
+    def memory(self) -> int:
+        """Bytes of the weights and of the cache."""
+        return self.weight_bytes + self.cache.bytes
+
     # ---- the thread
 
     def start(self) -> None:

@@ -14,7 +14,8 @@ from inference.engine import Engine
 from inference.request import NotReady, Request, Settings
 
 CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU half of what is free
-EARLIER_BYTES = 2 * 2**30  # the most that earlier models and their caches take together
+EARLIER = 16  # the most models that are kept after others took their places
+EARLIER_BYTES = 2 * 2**30  # the most that they and their caches take together
 EARLIER_SLOTS = 2  # texts that each of them writes at once
 GRACE = 3.0  # seconds in which an engine that was replaced still takes requests
 MOST_SLOTS = {"cpu": 32, "cuda": 128}
@@ -117,15 +118,16 @@ class Host:
                 engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **told
             )
             self.earlier[engine.model_id].start()
-        while sum(each.weight_bytes + each.cache.bytes for each in self.earlier.values()) > EARLIER_BYTES:
+        while len(self.earlier) > EARLIER or sum(map(Engine.memory, self.earlier.values())) > EARLIER_BYTES:
             oldest = self.earlier.pop(next(iter(self.earlier)))
             threading.Thread(target=retire, args=[oldest], name="retire", daemon=True).start()
 
     def make_engine(self) -> Engine:
         """A warm engine, with its thread running."""
         model, tokenizer, provenance = checkpoints.load_model(self.path, self.device)
-        dtype = weights.fastest_dtype(self.device) if self.dtype == "auto" else getattr(torch, self.dtype)
-        dtype = torch.bfloat16 if self.quantize else dtype
+        if self.dtype == "auto":  # found out once: the trials take memory, which a busy process would not give back
+            self.dtype = str(weights.fastest_dtype(self.device)).removeprefix("torch.")
+        dtype = torch.bfloat16 if self.quantize else getattr(torch, self.dtype)
         self.memory_rate = self.memory_rate or weights.memory_rate(self.device)
         told = {"parameters": model.parameter_count(), "quantized": bool(self.quantize)}
         told["weight_bytes"] = weights.prepare(model, dtype, int8=bool(self.quantize))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 16  # the batch that packed weights are laid out for
+STEP = 8  # more rows than that are padded to a multiple of this
 STRIDE = 16  # int8 rows are read so many numbers at a time; of other lengths torch's kernel reads beyond them, and may crash
 FEW = 2  # up to so many rows int8 weights are multiplied as they are; more are faster in bfloat16
 
@@ -27,7 +28,12 @@ class Packed(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        rows = x.numel() // x.size(-1)
+        more = -rows % STEP if rows > ROWS else 0  # oneDNN makes and keeps a program for each number of rows it meets
+        if not more:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(F.pad(x.flatten(0, -2), (0, 0, 0, more)), self.weight, self.bias, "none", [], "")
+        return y[:rows].view(*x.shape[:-1], -1)
 
 
 class Int8(nn.Module):
