@@ -58,15 +58,20 @@ def write(path: Path, content: dict[str, Any]) -> None:
         os.replace(fresh, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 2**20:
-            reason = "No space left on device"
         raise UserError(
-            f"{path} could not be written ({reason}): make room or choose another --out_dir. The checkpoint before it is intact."
+            f"{path} could not be written ({reason(error, path.parent)}): make room or choose another --out_dir. The checkpoint before it is intact."
         ) from error
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """Why a file could not be written. torch, numpy and safetensors have words of their own for a full disk."""
+    if told := getattr(error, "strerror", None):
+        return told
+    full = shutil.disk_usage(folder).free < 2**20
+    return "No space left on device" if full else str(error).splitlines()[0]
 
 
 def seal(path: Path) -> None:

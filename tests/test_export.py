@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import checkpoint
 import tokenizer as tokenizers
-from config import UserError
+from config import ROOT, UserError
 from model import GPT, build
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
@@ -309,6 +311,38 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, tiny_model, monkeypatch, 
         monkeypatch.setattr(export, "card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="differ" if failure == "logits" else "No space left"):
         write_folder(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_of_the_users_outlives_a_failure(tmp_path, tiny_model, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differ"):
+        write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_empty_folder_is_written_to(tmp_path, tiny_model, monkeypatch):
+    """A mounted volume can be neither renamed nor put in the place of."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(save_ours(tmp_path.parent / "a.pt", tiny_model(), ByteTokenizer()), Path("."))
+    assert "model.safetensors" in [path.name for path in tmp_path.iterdir()]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size there")
+def test_a_disk_that_is_full_is_a_sentence(tmp_path, tiny_model):
+    """A limit on files' sizes stands in for the disk. safetensors tells of it with an error of its own kind."""
+    path = save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer())
+    code = (
+        "import resource, signal, sys, train_cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "train_cli.main(['export', sys.argv[1], '--out', sys.argv[2]])\n"
+    )
+    call = [sys.executable, "-c", code, str(path), str(tmp_path / "out")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "--out" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
 
 

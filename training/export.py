@@ -5,8 +5,11 @@ A folder holds config.json, model.safetensors and tokenizer.json, as `AutoModelF
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -401,7 +404,38 @@ def load_start(path: str) -> dict[str, Any]:
     return checkpoint.load(checkpoint.resolve(path))
 
 
-def write_folder(path: Path | str, folder: Path) -> str:
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A place inside a folder to write to. What was written there moves up into the folder once all of it is well.
+
+    Raises:
+        UserError: when the folder is not empty, or cannot be written; then nothing of ours is left.
+    """
+    from safetensors import SafetensorError
+
+    fresh = not folder.exists()
+    if not fresh and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: choose another folder with --out.")
+    draft = folder / f".{os.getpid()}.tmp"
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for file in sorted(draft.iterdir(), key=lambda file: file.stat().st_size):  # the weights last
+            os.replace(file, folder / file.name)
+        fresh = False
+    except (OSError, SafetensorError) as error:
+        near = next(parent for parent in (draft, *draft.parents) if parent.is_dir())
+        raise UserError(
+            f"{folder} could not be written ({checkpoint.reason(error, near)}): make room, or choose another --out."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if fresh:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def write_folder(path: Path | str, out: Path) -> str:
     """Exports a checkpoint to a transformers folder, and compares the logits of what was written with ours.
 
     Returns:
@@ -412,11 +446,8 @@ def write_folder(path: Path | str, folder: Path) -> str:
     """
     from safetensors.torch import save_file
 
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: choose another folder with --out.")
     model, tokenizer, provenance = checkpoint.load_model(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(out) as folder:
         save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(their_config(model.config, tokenizer.eot), indent=2))
         their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
@@ -434,11 +465,6 @@ def write_folder(path: Path | str, folder: Path) -> str:
         )
         (folder / "README.md").write_text(card(model, provenance))
         return compare_logits(model, folder)
-    except BaseException as error:
-        shutil.rmtree(folder)
-        if isinstance(error, OSError):
-            raise UserError(f"{folder} could not be written ({error.strerror}): choose another --out.") from error
-        raise
 
 
 def compare_logits(model: GPT, folder: Path) -> str:
