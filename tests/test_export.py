@@ -17,6 +17,7 @@ import checkpoint
 import tokenizer as tokenizers
 from config import ROOT, UserError
 from model import GPT, build
+from server.chat import Chat, Message, fill
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
 from training.export import our_config, our_tokenizer, read_folder, their_config, their_tokenizer, write_folder
@@ -459,3 +460,32 @@ def test_a_chat_template_comes_along(tmp_path, tiny_model, name):
     assert "chat_template" not in read_folder(folder)["provenance"]
     (folder / name).write_text(template if name.endswith("jinja") else json.dumps({"chat_template": template}))
     assert read_folder(folder)["provenance"]["chat_template"] == template
+
+
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {%- if message.role == 'system' and not loop.first %}{{ raise_exception('too late') }}{% endif %}\n"
+    "    {%- if message.role == 'note' %}{% continue %}{% endif -%}\n"
+    "<{{ message.role }}>{{ message.content | trim }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALKS = [
+    [("user", "Hi")],
+    [("system", "Be kind."), ("user", " naïve 🙂\n"), ("assistant", "{{ 7 * 7 }}"), ("user", "Why?")],
+]
+
+
+@pytest.mark.parametrize("talk", TALKS, ids=["short", "long"])
+def test_a_chat_template_goes_out_and_renders_as_our_server_does(tmp_path, tiny_model, bpe, talk):
+    """The template as the server fills it in, byte for byte and id for id."""
+    model, path = tiny_model(bpe.vocab_size), tmp_path / "a.pt"
+    checkpoint.write(path, checkpoint.content_of(model, bpe, {"run": "r", "step": 1, "chat_template": CHAT}))
+    write_folder(path, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = [{"role": role, "content": content} for role, content in talk]
+    messages = [Message(role, content) for role, content in talk]
+    text = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert text == tokenizers.EOT.join(fill(CHAT, messages)) and text.endswith("<assistant>")
+    ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+    assert ids == Chat(bpe, CHAT).ids(messages)
+    assert read_folder(tmp_path / "out")["provenance"]["chat_template"] == CHAT

@@ -459,6 +459,8 @@ def write_folder(path: Path | str, out: Path) -> str:
             "model_max_length": model.config.block_size,
             "clean_up_tokenization_spaces": False,
         }
+        if template := provenance.get("chat_template"):
+            settings["chat_template"] = template
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
         (folder / "generation_config.json").write_text(
             json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
