@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import bisect
 import functools
-import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from config import UserError
-from tokenizer import EOT, Tokenizer
+from inference.chat_template import fill
+from tokenizer import Tokenizer
 
 NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}  # as a transcript has them
 NEXT_TURN = "\nUser:"  # where a transcript's answer ends
@@ -87,7 +83,7 @@ class Chat:
 
     def ids(self, messages: list[Message]) -> list[int]:
         """The tokens of these messages, up to where the assistant speaks next."""
-        pieces = fill(self.template, messages) if self.template else [transcript(messages)]
+        pieces = fill(self.template, list(map(asdict, messages))) if self.template else [transcript(messages)]
         ids = self.tokenizer.encode(pieces[0]).tolist()
         for piece in pieces[1:]:
             ids += [self.tokenizer.eot, *self.tokenizer.encode(piece).tolist()]
@@ -109,39 +105,3 @@ def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
 def transcript(messages: list[Message]) -> str:
     """The conversation as a dialogue that waits for the assistant's line."""
     return "".join(f"{NAMES[message.role]}{message.content}\n" for message in messages) + "Assistant:"
-
-
-def fill(template: str, messages: list[Message]) -> list[str]:
-    """The template filled in, cut where it writes an end-of-text token.
-
-    Only the template can write that token: the same characters in a message are ordinary text.
-
-    Raises:
-        UserError: when it is no template, or refuses these messages.
-    """
-    said = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        ready, mark = compiled(template)
-        text = ready.render(messages=said, add_generation_prompt=True, bos_token=mark, eos_token=mark)
-    except Exception as error:  # a template is a program: anything may go wrong in it
-        raise UserError(f"the checkpoint's chat template does not take these messages: {error}") from error
-    return text.split(mark)
-
-
-@functools.lru_cache(maxsize=8)
-def compiled(source: str) -> tuple[Template, str]:
-    """A template ready to fill in, and the mark that stands for an end-of-text token: one that no message can contain.
-
-    It runs in a sandbox, since a checkpoint may come from a stranger.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    mark = secrets.token_hex(16)
-    return environment.from_string(source.replace(EOT, mark)), mark
-
-
-def refuse(reason: str) -> None:
-    """What templates call for messages that they cannot render."""
-    raise TemplateError(reason)

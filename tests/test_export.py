@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import checkpoint
 import tokenizer as tokenizers
 from config import ROOT, UserError
+from inference.chat_template import fill
 from model import GPT, build
-from server.chat import Chat, Message, fill
+from server.chat import Chat, Message
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
 from training.export import our_config, our_tokenizer, read_folder, their_config, their_tokenizer, write_folder
@@ -483,9 +484,8 @@ def test_a_chat_template_goes_out_and_renders_as_our_server_does(tmp_path, tiny_
     write_folder(path, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     said = [{"role": role, "content": content} for role, content in talk]
-    messages = [Message(role, content) for role, content in talk]
     text = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    assert text == tokenizers.EOT.join(fill(CHAT, messages)) and text.endswith("<assistant>")
+    assert text == tokenizers.EOT.join(fill(CHAT, said)) and text.endswith("<assistant>")
     ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-    assert ids == Chat(bpe, CHAT).ids(messages)
+    assert ids == Chat(bpe, CHAT).ids([Message(**message) for message in said])
     assert read_folder(tmp_path / "out")["provenance"]["chat_template"] == CHAT

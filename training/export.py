@@ -78,16 +78,23 @@ def turned(config: ModelConfig, name: str) -> bool:
     )
 
 
-def to_theirs(model: GPT) -> dict[str, Tensor]:
-    """The weights under transformers' names."""
-    state, parts, out = model.state_dict(), {n: getattr(p, "parts", ()) for n, p in model.named_parameters()}, {}
+def parts(model: GPT) -> Iterator[tuple[str, str, Tensor]]:
+    """The weights one by one: our name, transformers' name, and the matrix or vector as we keep it, in float32."""
+    state, rows = model.state_dict(), {name: getattr(p, "parts", ()) for name, p in model.named_parameters()}
     for ours, theirs in names(model.config).items():
         weight = state[ours].detach().float().cpu()
-        if isinstance(theirs, tuple):
-            out |= {name: part.contiguous() for name, part in zip(theirs, weight.split(parts[ours]), strict=True)}
+        if isinstance(theirs, str):
+            yield ours, theirs, weight
         else:
-            out[theirs] = (weight.T if turned(model.config, ours) else weight).contiguous()
-    return out
+            yield from ((ours, name, part) for name, part in zip(theirs, weight.split(rows[ours]), strict=True))
+
+
+def to_theirs(model: GPT) -> dict[str, Tensor]:
+    """The weights under transformers' names."""
+    return {
+        theirs: (weight.T if turned(model.config, ours) else weight).contiguous()
+        for ours, theirs, weight in parts(model)
+    }
 
 
 def to_ours(config: ModelConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -234,14 +241,7 @@ def their_tokenizer(tokenizer: Tokenizer):
         theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Fuse()
     else:
-        symbol = {byte: char for char, byte in tokenizers.byte_symbols().items()}
-        pieces = [bytes([b]) for b in range(256)] if isinstance(tokenizer, ByteTokenizer) else tokenizer.ranks
-        spelt = ["".join(symbol[b] for b in piece) for piece in pieces]
-        merges = (
-            []
-            if isinstance(tokenizer, ByteTokenizer)
-            else [tuple("".join(symbol[b] for b in half) for half in pair) for pair in merge_pairs(tokenizer)]
-        )
+        spelt, merges = spelling(tokenizer)
         theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | {EOT: tokenizer.eot}, merges))
         words = getattr(tokenizer, "words", tokenizers.WORDS)
         to_symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words == tokenizers.WORDS)
@@ -250,6 +250,19 @@ def their_tokenizer(tokenizer: Tokenizer):
         theirs.decoder = decoders.ByteLevel()
     theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
     return theirs
+
+
+def spelling(tokenizer: BPETokenizer | ByteTokenizer) -> tuple[list[str], list[tuple[str, str]]]:
+    """The tokens but for `eot`, and the two that each longer one is merged from, in the letters of byte-level BPE's files."""
+    symbol = {byte: char for char, byte in tokenizers.byte_symbols().items()}
+
+    def spell(piece: bytes) -> str:
+        return "".join(symbol[byte] for byte in piece)
+
+    if isinstance(tokenizer, ByteTokenizer):
+        return [spell(bytes([byte])) for byte in range(256)], []
+    pairs = [(spell(left), spell(right)) for left, right in merge_pairs(tokenizer)]
+    return [spell(piece) for piece in tokenizer.ranks], pairs
 
 
 def merge_pairs(tokenizer: BPETokenizer) -> list[tuple[bytes, bytes]]:
