@@ -545,10 +545,10 @@ def average(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """Writes a folder that transformers loads, and compares its logits with ours before it says done."""
+    """Writes a checkpoint for other programs, and compares what they compute with ours before it says done."""
     parser = Parser(
         prog="train_cli.py export",
-        description="Writes a checkpoint as a transformers folder (safetensors), tokenizer included.",
+        description="Writes a checkpoint for other programs, tokenizer included.",
     )
     parser.add_argument(
         "checkpoint",
@@ -557,8 +557,25 @@ def export(argv: list[str]) -> int:
         help="a checkpoint or a run's folder [checkpoints/best_model.pt]",
     )
     parser.add_argument("--out", required=True, help="the folder to write")
+    parser.add_argument(
+        "--format", choices=("hf", "gguf"), default="hf", help="hf for transformers and vLLM, gguf for llama.cpp and Ollama [hf]"
+    )
+    parser.add_argument(
+        "--gguf_type",
+        "--gguf-type",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        help="what a gguf keeps matrices in; q8_0 is about one byte a weight [f32]",
+    )
     args = parser.parse_args(argv)
 
+    if args.format == "gguf":
+        from training.gguf_export import write_folder
+
+        print(*write_folder(args.checkpoint, Path(args.out), args.gguf_type or "f32"), sep="\n")
+        print(f"done: ollama create my-model -f {args.out}/Modelfile, or llama-cli -m {args.out}/model.gguf")
+        return 0
+    if args.gguf_type:
+        raise UserError(f"gguf_type is {args.gguf_type!r}, but the format is hf: pass --format gguf as well.")
     from training.export import write_folder
 
     print(write_folder(args.checkpoint, Path(args.out)))
