@@ -5,7 +5,7 @@
 All write greedily with the 30 M classic model (6 layers, 6 heads, 384 wide, block 512, vocabulary 50,257) and random weights;
 the prompt is 16 tokens, or 400 for the reading of a prompt. Each side is a process of its own, and they take turns.
 transformers comes with requirements-dev.txt. llama.cpp is left out unless it is installed, which compiles it for a quarter of an
-hour: `pip install llama-cpp-python gguf`.
+hour: `pip install llama-cpp-python`.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def main() -> None:
     ratios = compare(speed)
     table(["ratio", "here"], [[name, f"{value:.2f}×"] for name, value in ratios.items()])
     if not installed("llama.cpp"):
-        print("\nllama.cpp was left out: pip install llama-cpp-python gguf")
+        print("\nllama.cpp was left out: pip install llama-cpp-python")
     finish("decode", tokens_per_second={" ".join(map(str, job)): v for job, v in found.items()}, ratios=ratios)
 
 
 def installed(side: str) -> bool:
-    needed = {"ours": [], "transformers": ["transformers"], "llama.cpp": ["llama_cpp", "gguf"]}[side]
+    needed = {"ours": [], "transformers": ["transformers"], "llama.cpp": ["llama_cpp"]}[side]
     return all(importlib.util.find_spec(name) for name in needed)
 
 
@@ -158,8 +158,14 @@ def llama(what: str, batch: int, dtype: str, args: argparse.Namespace) -> float:
     import numpy as np
     from llama_cpp import Llama
 
+    from config import ModelConfig
+    from model import GPT
+    from tokenizer import ByteTokenizer
+    from training.gguf_export import write_file
+
     with tempfile.TemporaryDirectory() as folder:
-        path = write_gguf(Path(folder), dtype)
+        path = Path(folder) / "model.gguf"
+        write_file(path, GPT(ModelConfig()), ByteTokenizer(), "q8_0" if dtype == "int8" else "f32")
         threads = args.threads or os.cpu_count()
         model = Llama(str(path), n_ctx=BLOCK, n_batch=BLOCK, n_threads=threads, n_threads_batch=threads, verbose=False)
     prompt = np.random.default_rng(0).integers(VOCABULARY, size=LONG if what == "prefill" else PROMPT).tolist()
@@ -173,53 +179,6 @@ def llama(what: str, batch: int, dtype: str, args: argparse.Namespace) -> float:
         likeliest = int(np.argmax(np.ctypeslib.as_array(model._ctx.get_logits(), shape=(VOCABULARY,))))
         model.eval([likeliest])
     return args.tokens / (time.perf_counter() - t0)
-
-
-def write_gguf(folder: Path, dtype: str) -> Path:
-    """The same model with random weights as a GGUF file, in float32 or q8_0."""
-    import gguf
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    path = folder / "model.gguf"
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_context_length(BLOCK)
-    writer.add_embedding_length(384)
-    writer.add_block_count(6)
-    writer.add_feed_forward_length(1536)
-    writer.add_head_count(6)
-    writer.add_layer_norm_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("no_vocab")
-    quantized = dtype == "int8"
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if quantized else gguf.LlamaFileType.ALL_F32)
-
-    def matrix(name: str, *shape: int) -> None:
-        values = random.normal(0, 0.02, shape).astype(np.float32)
-        if quantized and len(shape) == 2 and name != "position_embd.weight":
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-
-    for name, rows in (("token_embd", VOCABULARY), ("position_embd", BLOCK), ("output", VOCABULARY)):
-        matrix(f"{name}.weight", rows, 384)
-    for layer in range(6):
-        for name, rows, columns in (
-            ("attn_qkv", 1152, 384), ("attn_output", 384, 384), ("ffn_up", 1536, 384), ("ffn_down", 384, 1536),
-        ):  # fmt: skip
-            matrix(f"blk.{layer}.{name}.weight", rows, columns)
-            matrix(f"blk.{layer}.{name}.bias", rows)
-        for name in ("attn_norm", "ffn_norm"):
-            matrix(f"blk.{layer}.{name}.weight", 384)
-            matrix(f"blk.{layer}.{name}.bias", 384)
-    matrix("output_norm.weight", 384)
-    matrix("output_norm.bias", 384)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 if __name__ == "__main__":
