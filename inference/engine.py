@@ -304,10 +304,11 @@ class Engine:
         if self.sampler[0] != requests:  # the same rows as in the last step need no new tensors
             self.sampler = requests, Sampler([request.settings for request in requests], self.chooser)
         sampler = self.sampler[1]
-        uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.written) for r in requests]
+        uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.begun + r.written) for r in requests]
         seen = [request.ids for request in requests] if sampler.penalised else []
         logits = logits.to(self.chooser)
-        chosen = sampler.choose(logits, uniforms, seen, [request.prompt_length for request in requests]).tolist()
+        prompts = [request.prompt_length - request.begun for request in requests]
+        chosen = sampler.choose(logits, uniforms, seen, prompts).tolist()
         for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
             most = slot.request.settings.logprobs
             reported = Token(token) if most is None else report(logits[row], [token], most)[0]

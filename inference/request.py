@@ -32,6 +32,8 @@ class Settings(SamplingConfig):
     Attributes:
         seed: None draws one; the request says which.
         stop_ids: token ids that end the text; they are no part of it.
+        prefix_ids: token ids that the text begins with. They are read like a prompt and not handed out again; what follows is
+            drawn and penalised as if they had been written.
         logit_bias: added to the logits of these ids.
         logprobs: how many likeliest tokens to report with each one written, 0 to 20; None reports nothing.
         prompt_logprobs: also report the log-probability of every token of the prompt but the first.
@@ -41,6 +43,7 @@ class Settings(SamplingConfig):
 
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    prefix_ids: tuple[int, ...] = ()
     logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -85,7 +88,9 @@ class Request:
     """One text on its way through the engine. The engine's thread changes it; others may read.
 
     Attributes:
-        ids: the prompt, then what was written.
+        ids: the prompt and the settings' prefix, then what was written.
+        prompt_length: how many of them were given.
+        begun: how many of those are the prefix.
         scope: whose it is: kept keys and values are reused within a scope only.
         deadline: when it is given up, as time.monotonic(); infinite by default.
         submitted, admitted, first_token, finished: instants of time.monotonic(), 0 until they come.
@@ -96,8 +101,9 @@ class Request:
         self, ids: list[int], settings: Settings, sink: Sink, scope: str = "", deadline: float = float("inf")
     ):
         self.number = next(_numbers)
-        self.prompt_length = len(ids)
-        self.ids, self.settings, self.sink, self.scope, self.deadline = list(ids), settings, sink, scope, deadline
+        self.ids, self.begun = [*ids, *settings.prefix_ids], len(settings.prefix_ids)
+        self.prompt_length = len(self.ids)
+        self.settings, self.sink, self.scope, self.deadline = settings, sink, scope, deadline
         self.seed = secrets.randbits(48) if settings.seed is None else settings.seed
         self.submitted = time.monotonic()
         self.admitted = self.first_token = self.finished = 0.0

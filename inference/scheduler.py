@@ -59,7 +59,7 @@ class Slot:
         """Gives this slot to a request."""
         self.length = self.reusable(request)
         self.request, self.scope, self.kept = request, request.scope, []
-        self.base = max(0, len(request.ids) - block_size)  # a longer prompt loses its beginning
+        self.base = window_start(request, block_size)
         request.cached = self.length = 0 if self.base else self.length
         request.admitted = time.monotonic()
 
@@ -144,6 +144,15 @@ class Scheduler:
     def used_places(self) -> int:
         """Places of the cache that hold tokens of running requests."""
         return sum(slot.length for slot in self.running)
+
+
+def window_start(request: Request, block_size: int) -> int:
+    """Where in a request's ids the model's window begins: a longer prompt loses its beginning, and a prefix slides it on
+    just as far as writing those tokens would have."""
+    base = max(0, request.prompt_length - request.begun - block_size)
+    while len(request.ids) - base > block_size:
+        base += block_size + 1 - max(1, block_size // 2)
+    return base
 
 
 def common_start(a: list[int], b: list[int]) -> int:

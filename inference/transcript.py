@@ -12,6 +12,7 @@ class Transcript:
     def __init__(self, request: Request, tokenizer: Tokenizer):
         self.request, self.eot = request, tokenizer.eot
         self.decoder = StreamDecoder(tokenizer)
+        self.decoder.push(*request.settings.prefix_ids)  # which may end within a character
         self.stops = [stop for stop in request.settings.stop if stop]  # an empty one stops nothing
         self.held = ""  # text that may yet turn out to be the beginning of a stop string
 

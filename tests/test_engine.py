@@ -138,6 +138,21 @@ def test_when_the_context_is_full_the_older_half_is_forgotten(tiny_model):
     assert request.new[1] == int(model(torch.tensor([request.ids[5:9]]))[0, -1].argmax())
 
 
+@pytest.mark.parametrize("block_size", [1, 7, 32])
+@pytest.mark.parametrize("values", [{"temperature": 0}, {"seed": 5, "repetition_penalty": 1.3, "frequency_penalty": 0.5}])
+def test_a_text_that_begins_with_tokens_of_its_own_goes_on_as_it_did(tiny_model, block_size, values):
+    """Through several contexts: it has the same window, the same random numbers, the same penalties."""
+    engine = Engine(tiny_model(block_size=block_size), BYTES, slots=3)
+    for prompt in (list(b"ab"), list(b"a prompt that is longer than any of the contexts")):
+        whole = Asked(prompt, max_new_tokens=60, **values)
+        run(engine, whole)
+        begun = [Asked(prompt, prefix_ids=tuple(whole.new[:n]), max_new_tokens=60 - n, **values) for n in (1, 6, 31, 59)]
+        run(engine, *begun)
+        for request in begun:
+            assert request.ids == whole.ids
+            assert request.new == whole.new[request.begun :], "what was given is not handed out again"
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
 def test_a_prompt_read_in_chunks_is_as_one_read_at_once(tiny_model, chunk, architecture):
@@ -388,6 +403,15 @@ def test_pieces_are_whole_characters(small):
 def test_a_character_that_stays_half_is_shown_as_such(small):
     assert told(small, b"a\xe6\x97")[0].text == "a\ufffd"
     assert told(small, "a日".encode(), max_new_tokens=2)[0].text == "a\ufffd"
+
+
+def test_a_text_may_begin_within_a_character_or_with_a_stop_string(small):
+    [request] = told(small, "a日 END. b", prefix_ids=tuple("a日".encode()[:3]), stop=("END",))
+    assert request.text == "日 ", "the last byte of the character is the first that is written"
+    [request] = told(small, "END is near. END", prefix_ids=tuple(b"END i"), stop=("END",))
+    assert request.text == "s near. "
+    [request] = told(small, "abcd", prefix_ids=tuple(b"ab"), max_new_tokens=1)
+    assert (request.text, request.prompt_length, request.written) == ("c", 3, 1)
 
 
 def test_each_of_many_ends_where_it_ends(small):
