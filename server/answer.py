@@ -21,16 +21,19 @@ from typing import Any
 from fastapi import Request
 
 import inference.request
+from config import UserError
 from inference.engine import Engine
 from inference.request import Busy, NotReady, Piece, Settings, Token
 from inference.sampling import start_ids
 from server.auth import Caller
 from server.bridge import Generation
+from server.chat import Chat, Message, Prompt
 from server.errors import ApiError
 from server.limits import later
 from server.logs import LEFT, trace_of
 from server.stream import departure
 
+DEFAULT = "default"  # the name of whatever model answers now
 LEAST_LOGPROB = -9999.0  # OpenAI's for a token that is next to impossible; JSON has no infinity
 NOT_READY = 2.0  # seconds after which a model may have loaded
 log = logging.getLogger("server")
@@ -65,6 +68,17 @@ def engine_of(request: Request) -> Engine:
         raise not_ready(error) from None
 
 
+def check_name(engine: Engine, name: str) -> None:
+    """Refuses a model that is not here.
+
+    Raises:
+        ApiError: 404.
+    """
+    if name not in (engine.model_id, DEFAULT):
+        message = f"there is no such model; this server has {engine.model_id}, which is {DEFAULT} as well."
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
 def not_ready(error: NotReady) -> ApiError:
     return ApiError(503, str(error), "server_error", code="not_ready", headers=later(NOT_READY))
 
@@ -82,6 +96,31 @@ async def prompt_ids(engine: Engine, text: str, documents_prefix: bool = True) -
     ids = await asyncio.to_thread(start_ids, engine.tokenizer, text, documents)
     check_length(engine, len(ids))
     return ids
+
+
+def chat_of(engine: Engine) -> Chat:
+    """How the model is talked to."""
+    told = engine.provenance
+    return Chat(engine.tokenizer, told.get("chat_template") or "", bool(told.get("documents")))
+
+
+async def chat_prompt(engine: Engine, messages: list[Message], asked: int | None) -> Prompt:
+    """A conversation as a prompt, made off the event loop.
+
+    Args:
+        asked: tokens that the answer may have; None is as many as fit.
+
+    Raises:
+        ApiError: 422, when the template refuses it, or the last message alone is longer than the context.
+    """
+    try:
+        prompt = await asyncio.to_thread(chat_of(engine).prompt, messages, engine.block_size, asked)
+    except UserError as error:
+        raise ApiError(422, str(error), param="messages") from None
+    if len(prompt.ids) > engine.block_size:
+        message = f"the last message takes {len(prompt.ids)} tokens; the context of this model is {engine.block_size}."
+        raise ApiError(422, message, param="messages", code="context_length_exceeded")
+    return prompt
 
 
 def check_length(engine: Engine, tokens: int) -> None:

@@ -121,6 +121,7 @@ async def caller(request: Request, key: Key, bearer: Bearer) -> Caller:
     trace.caller = found.name
     if found.kind == "open":
         refuse_foreign_names(request)
+        refuse_foreign_pages(request)
     who = f"{found.name}:{address(request)}" if found.kind == "open" else found.name
     trace.headers |= gate.rate.hit(who)
     return found
@@ -164,3 +165,17 @@ def refuse_foreign_names(request: Request) -> None:
     if "." in name and not name.endswith(".localhost") and not is_address(name):
         message = f"without LLM_API_KEYS or LLM_USERS this server answers as localhost only, not as {name}."
         raise ApiError(403, message, "permission_error", code="foreign_host")
+
+
+def refuse_foreign_pages(request: Request) -> None:
+    """An open server works for no page but its own, unless LLM_CORS_ORIGINS is set: browsers say where a request comes from.
+
+    Such a page could read no answer, and could send nothing that makes us write; but it could use up the rate of who visits it.
+
+    Raises:
+        ApiError: 403.
+    """
+    site = request.headers.get("sec-fetch-site", "none")
+    if site not in ("none", "same-origin") and not request.app.state.config.cors_origins:
+        message = "a page of another site asks, and this server has no keys: LLM_CORS_ORIGINS names the sites that may."
+        raise ApiError(403, message, "permission_error", code="foreign_page")

@@ -1,10 +1,12 @@
-"""`POST /v1/generate`: a prompt, and the text that goes on from it, whole or as it is written."""
+"""`POST /v1/generate`: a prompt or a conversation, and the text that goes on from it, whole or as it is written."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,13 +17,17 @@ from inference.sampling import start_ids
 from server import answer
 from server.auth import Caller, caller
 from server.bridge import Generation
+from server.chat import Message
 from server.errors import ApiError
-from server.schemas import Generated, GenerateRequest
+from server.schemas import Generated, GenerateRequest, Said
 from server.session_routes import ask
 from server.sessions import Sessions
+from server.spelling import Places, Trim, spelt
 from server.stream import EventStream
+from tokenizer import StreamDecoder
 
 CHARACTERS = 32  # a token, on average, in no text: so many times the context are enough of a session's text
+Turns = list[tuple[str, str]]  # what was asked and what was written, oldest first
 router = APIRouter()
 
 
@@ -31,6 +37,7 @@ class Job:
 
     Attributes:
         history_tokens: how many of the ids are the session's.
+        trimmed: the text is told without the white space at its beginning.
     """
 
     http_request: Request
@@ -40,15 +47,31 @@ class Job:
     settings: Settings
     ids: list[int]
     history_tokens: int
+    trimmed: bool = False
+
+    def __post_init__(self) -> None:
+        tokenizer, prefix = self.engine.tokenizer, self.settings.prefix_ids
+        self.trim, self.places = Trim(self.trimmed), Places(tokenizer, self.trimmed)
+        self.begins = self.trim(StreamDecoder(tokenizer).push(*prefix))
+        for i in prefix:
+            self.places.push(i)
 
     def start(self):
         return answer.generation(self.http_request, self.engine, self.ids, self.settings, self.caller)
 
     async def remember(self, text: str) -> None:
         """Adds the turn to the session, if there is one."""
-        if self.sent.session_id:
-            turn = (self.caller.name, self.sent.session_id, self.sent.prompt, text, self.engine.model_id)
-            await ask(self.http_request, Sessions.append, *turn)
+        sent = self.sent
+        if sent.session_id:
+            asked = sent.messages[-1].content if sent.messages else sent.prompt
+            await ask(
+                self.http_request, Sessions.append, self.caller.name, sent.session_id, asked, text, self.engine.model_id
+            )
+
+    def text(self, piece: str) -> str:
+        """A piece of the text, the first one behind what the text begins with."""
+        text, self.begins = self.begins + self.trim(piece), ""
+        return text
 
     def told(self, running: Generation, piece: Piece | answer.Answer) -> dict[str, Any]:
         """What the answer says beside the text."""
@@ -64,76 +87,113 @@ class Job:
 
     def tokens(self, tokens: tuple[Token, ...]) -> dict[str, Any]:
         """The tokens with their log-probabilities, where they were asked for."""
-        return {} if self.sent.logprobs is None else {"tokens": [written(self.engine, token) for token in tokens]}
+        if self.sent.logprobs is None:
+            return {}
+        return {"tokens": [spelt(self.engine.tokenizer, token, self.places) for token in tokens]}
 
 
 @router.post("/v1/generate", response_model=Generated, response_model_exclude_unset=True)
 async def generate(http_request: Request, sent: GenerateRequest, caller: Annotated[Caller, Depends(caller)]) -> Any:
-    """Goes on from a prompt. With `stream` the pieces come as server-sent events, the last with what the whole answer has."""
+    """Goes on from a prompt, or answers a conversation. With `stream` the pieces come as server-sent events, the last with what
+    the whole answer has."""
     job = await prepare(http_request, sent, caller)
     if sent.stream:
         return EventStream(events(job))
     async with job.start() as running:
         whole = await answer.whole(http_request, running)
-    await job.remember(whole.text)
-    return {"text": whole.text, **job.told(running, whole), **job.tokens(whole.tokens)}
+    text = job.text(whole.text)
+    await job.remember(text)
+    return {"text": text, **job.told(running, whole), **job.tokens(whole.tokens)}
 
 
 async def events(job: Job) -> AsyncGenerator[dict[str, Any], None]:
     """The pieces as a stream has them."""
-    text = []
+    written = []
     async with job.start() as running:
         async for piece in answer.pieces(job.http_request, running):
-            text.append(piece.text)
+            text = job.text(piece.text)
+            written.append(text)
             if piece.finish_reason:
-                await job.remember("".join(text))
-                yield {"text": piece.text, **job.told(running, piece), **job.tokens(piece.tokens)}
-            elif piece.text or (piece.tokens and job.sent.logprobs is not None):
-                yield {"text": piece.text, **job.tokens(piece.tokens)}
+                await job.remember("".join(written))
+                yield {"text": text, **job.told(running, piece), **job.tokens(piece.tokens)}
+            elif text or (piece.tokens and job.sent.logprobs is not None):
+                yield {"text": text, **job.tokens(piece.tokens)}
 
 
 async def prepare(http_request: Request, sent: GenerateRequest, caller: Caller) -> Job:
     """Checks what only the server and its model can judge, and fetches the session's text.
 
     Raises:
-        ApiError: 422 for what the model cannot do, 503 while there is none or the sessions fail.
+        ApiError: 404 for a model that is not here, 422 for what the model cannot do, 503 while there is none or the sessions fail.
     """
     engine, settings = answer.engine_of(http_request), sent.settings()
-    most = http_request.app.state.config.max_new_tokens
-    if settings.max_new_tokens > most:
-        raise ApiError(
-            422,
-            f"max_new_tokens is {settings.max_new_tokens}; this server writes up to {most}.",
-            param="max_new_tokens",
-        )
-    for name, ids in (("logit_bias", settings.logit_bias), ("stop_ids", settings.stop_ids)):
-        if strange := [i for i in ids if i >= engine.tokenizer.vocab_size]:
-            last = engine.tokenizer.vocab_size - 1
-            raise ApiError(422, f"{name} names the token {strange[0]}; this model has 0 to {last}.", param=name)
-    ids, history_tokens = await answer.prompt_ids(engine, sent.prompt), 0
+    answer.check_name(engine, sent.model or answer.DEFAULT)
+    check(sent, settings, engine, http_request.app.state.config.max_new_tokens)
+    turns: Turns = []
     if sent.session_id:
         most = engine.block_size * CHARACTERS
-        history = await ask(http_request, Sessions.begin, caller.name, sent.session_id, most)
-        if history:
-            ids, history_tokens = await asyncio.to_thread(joined, engine, history, sent.prompt, settings.max_new_tokens)
+        turns = await ask(http_request, Sessions.begin, caller.name, sent.session_id, most)
+    if sent.messages:
+        return await conversation(http_request, engine, caller, sent, settings, turns)
+    ids, history_tokens = await answer.prompt_ids(engine, sent.prompt), 0
+    if turns:
+        new = settings.max_new_tokens + len(settings.prefix_ids)
+        ids, history_tokens = await asyncio.to_thread(joined, engine, turns, sent.prompt, new)
     return Job(http_request, engine, caller, sent, settings, ids, history_tokens)
 
 
-def joined(engine: Engine, history: str, prompt: str, new: int) -> tuple[list[int], int]:
+def check(sent: GenerateRequest, settings: Settings, engine: Engine, most: int) -> None:
+    """Refuses what this server or its model cannot do.
+
+    Raises:
+        ApiError: 422.
+    """
+    if sent.prompt is None and sent.messages is None:
+        raise ApiError(422, "prompt is missing (or messages, for a conversation).", param="prompt")
+    if sent.prompt is not None and sent.messages is not None:
+        raise ApiError(422, "prompt and messages exclude each other: leave one of them out.", param="messages")
+    if sent.messages and sent.session_id and [each.role for each in after_system(sent.messages)] != ["user"]:
+        message = "with a session_id, messages holds what is new: one message of the user, and the system's before it."
+        raise ApiError(422, message, param="messages")
+    if settings.max_new_tokens > most:
+        message = f"max_new_tokens is {settings.max_new_tokens}; this server writes up to {most}."
+        raise ApiError(422, message, param="max_new_tokens")
+    for name in ("logit_bias", "stop_ids", "prefix_ids"):
+        if strange := [i for i in getattr(settings, name) if i >= engine.tokenizer.vocab_size]:
+            last = engine.tokenizer.vocab_size - 1
+            raise ApiError(422, f"{name} names the token {strange[0]}; this model has 0 to {last}.", param=name)
+
+
+async def conversation(
+    http_request: Request, engine: Engine, caller: Caller, sent: GenerateRequest, settings: Settings, turns: Turns
+) -> Job:
+    """A conversation, the session's turns within it.
+
+    Raises:
+        ApiError: 422, when the model's template refuses it, or the last message is longer than the context.
+    """
+    new = [Message(each.role, each.content) for each in sent.messages]
+    head = len(new) - len(after_system(sent.messages))
+    told = [Message(*each) for turn in turns for each in zip(("user", "assistant"), turn, strict=True)]
+    prompt = await answer.chat_prompt(engine, new[:head] + told + new[head:], settings.max_new_tokens)
+    alone = len(await asyncio.to_thread(answer.chat_of(engine).ids, new)) if turns else len(prompt.ids)
+    settings = dataclasses.replace(settings, stop=(*settings.stop, *prompt.stop))
+    history_tokens = max(0, len(prompt.ids) - alone)
+    return Job(http_request, engine, caller, sent, settings, prompt.ids, history_tokens, trimmed=prompt.plain)
+
+
+def after_system(messages: list[Said]) -> list[Said]:
+    """A conversation without what the system says first."""
+    return messages[len(list(takewhile(lambda each: each.role == "system", messages))) :]
+
+
+def joined(engine: Engine, turns: Turns, prompt: str, new: int) -> tuple[list[int], int]:
     """The ids of a session's text with a prompt behind it, and how many of them are the session's.
 
     The oldest tokens are dropped, so that what will be written has room too, up to half the context. The prompt stays whole.
     """
+    history = "".join(asked + text for asked, text in turns)[-engine.block_size * CHARACTERS :]
     own, documents = len(engine.tokenizer.encode(prompt)), bool(engine.provenance.get("documents"))
     ids = start_ids(engine.tokenizer, history + prompt, documents)
     kept = ids[-max(own, engine.block_size - min(new, engine.block_size // 2)) :]
     return kept, max(0, min(len(kept), len(ids) - documents) - own)
-
-
-def written(engine: Engine, token: Token) -> dict[str, Any]:
-    """A token as the answer shows it. Bytes that are no whole character show as U+FFFD."""
-
-    def likely(i: int, logprob: float) -> dict[str, Any]:
-        return {"id": i, "text": engine.tokenizer.decode([i]), "logprob": max(logprob, answer.LEAST_LOGPROB)}
-
-    return likely(token.id, token.logprob) | {"top": [likely(*pair) for pair in token.top]}

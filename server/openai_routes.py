@@ -6,7 +6,6 @@ the model forgets the older half and writes on, so `context_length_exceeded` is 
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -15,19 +14,17 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from config import UserError
 from inference.engine import Engine
 from inference.request import Settings
 from server import answer
 from server.auth import Caller, caller
-from server.chat import Chat, Message, Prompt
+from server.chat import Message
 from server.errors import ApiError, validation_error
 from server.openai_schemas import MOST_TEXTS, ChatCompletion, Completion
 from server.openai_texts import ChatText, CompletionText, Text
 from server.openai_writing import respond
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens
-DEFAULT = "default"  # the name of whatever model answers now
 
 
 class OpenAIRoute(APIRoute):
@@ -64,7 +61,7 @@ async def models(request: Request, who: Known) -> dict[str, Any]:
 async def one_model(request: Request, model: str, who: Known) -> dict[str, Any]:
     """The model of this name."""
     engine = answer.engine_of(request)
-    check_name(engine, model)
+    answer.check_name(engine, model)
     return describe(engine)
 
 
@@ -72,7 +69,7 @@ async def one_model(request: Request, model: str, who: Known) -> dict[str, Any]:
 async def completions(request: Request, body: Completion, who: Known) -> Response:
     """Texts that go on from prompts."""
     engine = answer.engine_of(request)
-    check_name(engine, body.model)
+    answer.check_name(engine, body.model)
     prompts = several(body.prompt)
     check_number(request, len(prompts) * body.choices, "prompt")
     settings = body.settings(
@@ -93,10 +90,11 @@ async def completions(request: Request, body: Completion, who: Known) -> Respons
 async def chat_completions(request: Request, body: ChatCompletion, who: Known) -> Response:
     """The next thing that the assistant says. `dropped_messages` are those that the context had no room for."""
     engine = answer.engine_of(request)
-    check_name(engine, body.model)
+    answer.check_name(engine, body.model)
     check_number(request, body.choices, "n")
     asked = body.max_completion_tokens or body.max_tokens
-    prompt = await render(engine, body, asked)
+    messages = [Message(message.role, message.text()) for message in body.messages]
+    prompt = await answer.chat_prompt(engine, messages, asked)
     fitting = max(1, engine.block_size - len(prompt.ids))
     settings = body.settings(
         engine.tokenizer.vocab_size,
@@ -107,17 +105,6 @@ async def chat_completions(request: Request, body: ChatCompletion, who: Known) -
     choices = enumerate(seeded(settings, body.choices))
     texts = [ChatText(engine, index, prompt.ids, choice, prompt.plain) for index, choice in choices]
     return await respond(request, body, who, engine, texts, dropped_messages=prompt.dropped)
-
-
-def check_name(engine: Engine, name: str) -> None:
-    """Refuses a model that is not here.
-
-    Raises:
-        ApiError: 404.
-    """
-    if name not in (engine.model_id, DEFAULT):
-        message = f"there is no such model; this server has {engine.model_id}, which is {DEFAULT} as well."
-        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def check_number(request: Request, texts: int, param: str) -> None:
@@ -132,9 +119,11 @@ def check_number(request: Request, texts: int, param: str) -> None:
 
 
 def describe(engine: Engine) -> dict[str, Any]:
-    """A model as OpenAI lists it. A checkpoint knows no date of its own, so `created` is 0."""
+    """A model as OpenAI lists it, and what we know beside that. A checkpoint knows no date of its own, so `created` is 0."""
     told = {"id": engine.model_id, "object": "model", "created": 0, "owned_by": "local"}
-    return {**told, "max_model_len": engine.block_size, "provenance": answer.produced(engine)}
+    more = {"parameters": engine.parameters, "eot_id": engine.tokenizer.eot}
+    chat = {"chat_template": bool(engine.provenance.get("chat_template"))}
+    return {**told, "max_model_len": engine.block_size, **more, **chat, "provenance": answer.produced(engine)}
 
 
 def several(prompt: str | list | None) -> list[str | list[int]]:
@@ -164,25 +153,6 @@ async def read(engine: Engine, prompt: str | list[int]) -> tuple[list[int], bool
         raise ApiError(400, f"the model has {engine.tokenizer.vocab_size} tokens, and none beyond.", param="prompt")
     answer.check_length(engine, len(prompt))
     return prompt, False
-
-
-async def render(engine: Engine, body: ChatCompletion, asked: int | None) -> Prompt:
-    """The conversation as a prompt, made off the event loop.
-
-    Raises:
-        ApiError: 400, when the template refuses it, or the last message alone is longer than the context.
-    """
-    told = engine.provenance
-    chat = Chat(engine.tokenizer, told.get("chat_template") or "", bool(told.get("documents")))
-    messages = [Message(message.role, message.text()) for message in body.messages]
-    try:
-        prompt = await asyncio.to_thread(chat.prompt, messages, engine.block_size, asked)
-    except UserError as error:
-        raise ApiError(400, str(error), param="messages") from None
-    if len(prompt.ids) > engine.block_size:
-        message = f"the last message takes {len(prompt.ids)} tokens; the context of this model is {engine.block_size}."
-        raise ApiError(400, message, param="messages", code="context_length_exceeded")
-    return prompt
 
 
 def to_write(request: Request, asked: int | None, default: int) -> int:

@@ -5,12 +5,12 @@ A whole answer is spelt as a single piece would be; so a stream and an answer ca
 
 from __future__ import annotations
 
-import codecs
 from typing import Any
 
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from server.answer import LEAST_LOGPROB, Answer
+from server.spelling import Places, Trim
 from tokenizer import EOT, Tokenizer
 
 
@@ -57,7 +57,7 @@ class CompletionText(Text):
         self.echo = echo or ""
         first = [] if echo is None or unsaid else ids[:1]
         self.unscored = tuple(map(Token, first))  # nothing comes before it, so it has no probability
-        self.decoder, self.offset = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        self.places = Places(engine.tokenizer)
 
     def choice(self, piece: Piece | Answer, streamed: bool = False) -> dict[str, Any]:
         text, self.echo = self.echo + piece.text, ""
@@ -73,18 +73,12 @@ class CompletionText(Text):
             "tokens": [token_text(self.tokenizer, token.id) for token in tokens],
             "token_logprobs": [None if token.logprob is None else logprob(token.logprob) for token in tokens],
             "top_logprobs": [None if token.logprob is None else self.rivals(token) for token in tokens],
-            "text_offset": [self.place(token) for token in tokens],
+            "text_offset": [self.places.push(token.id) for token in tokens],
         }
 
     def rivals(self, token: Token) -> dict[str, float]:
         """The likeliest tokens of a place, and the one that was taken even where it is not among them."""
         return {token_text(self.tokenizer, i): logprob(value) for i, value in (*token.top, (token.id, token.logprob))}
-
-    def place(self, token: Token) -> int:
-        """Where a token begins, in characters from the start of the text."""
-        before = self.offset
-        self.offset += len(self.decoder.decode(self.tokenizer.decode_bytes([token.id])))
-        return before
 
 
 class ChatText(Text):
@@ -98,11 +92,10 @@ class ChatText(Text):
 
     def __init__(self, engine: Engine, index: int, ids: list[int], settings: Settings, plain: bool):
         super().__init__(engine, index, ids, settings)
-        self.silent, self.fresh = plain, True
+        self.trim, self.fresh = Trim(plain), True
 
     def choice(self, piece: Piece | Answer, streamed: bool = False) -> dict[str, Any]:
-        text = piece.text.lstrip() if self.silent else piece.text
-        self.silent = self.silent and not text
+        text = self.trim(piece.text)
         said = {"role": "assistant", "content": text, "refusal": None}
         if streamed and not self.fresh:
             said = {"content": text}

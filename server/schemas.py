@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from config import SamplingConfig
 from inference.request import MOST_LOGPROBS, Settings
-from server.session_routes import SESSION_ID
+from server.sessions import SESSION_ID
 
 FIELDS = {item.name: item for item in dataclasses.fields(SamplingConfig)}
 
@@ -28,6 +28,7 @@ Text = Annotated[str, AfterValidator(whole)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenIds = Annotated[list[TokenId], Field(max_length=10**5)]
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -42,10 +43,24 @@ def sampling(name: str, **limits: float) -> Any:
     return Field(FIELDS[name].default, description=FIELDS[name].metadata["help"], **limits)
 
 
-class GenerateRequest(Strict):
-    """A prompt, and how to go on from it."""
+ModelName = Annotated[str | None, Field(description="the model's id; null is the one that answers now")]
 
-    prompt: Text = Field(description="the text to go on from; may be empty")
+
+class Said(Strict):
+    """What one side of a conversation said."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class GenerateRequest(Strict):
+    """A prompt or a conversation, and how to go on from it."""
+
+    prompt: Text | None = Field(None, description="the text to go on from; may be empty")
+    messages: Annotated[list[Said], Field(min_length=1, max_length=10**4)] | None = Field(
+        None, description="a conversation to answer, in place of a prompt"
+    )
+    prefix_ids: TokenIds = Field([], description="token ids that the text begins with")
     max_new_tokens: int = sampling("max_new_tokens", ge=0, le=10**9)
     temperature: float = sampling("temperature", ge=0, le=100)
     top_k: int = sampling("top_k", ge=0, le=10**9)
@@ -65,19 +80,25 @@ class GenerateRequest(Strict):
     stream: bool = Field(False, description="send the text as it is written")
     ignore_eos: bool = Field(False, description="go on where the model ends its text")
     deterministic: bool = Field(False, description="the same bits whatever else is running; slower under load")
+    model: ModelName = None
 
     def settings(self) -> Settings:
         """As the engine wants it."""
         same = {name: getattr(self, name) for name in (*FIELDS, "seed", "logprobs", "ignore_eos", "deterministic")}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         bias = {int(token): value for token, value in self.logit_bias.items()}
-        return Settings(**{**same, "stop": stop, "stop_ids": tuple(self.stop_ids), "logit_bias": bias})
+        ids = {"stop_ids": tuple(self.stop_ids), "prefix_ids": tuple(self.prefix_ids)}
+        return Settings(**{**same, **ids, "stop": stop, "logit_bias": bias})
 
 
 class ScoreRequest(Strict):
     """A text to be judged."""
 
     text: Text = Field(min_length=1)
+    logprobs: int | None = Field(
+        None, ge=0, le=MOST_LOGPROBS, description="report each token, and so many likeliest ones at its place"
+    )
+    model: ModelName = None
 
 
 class Cached(BaseModel):
@@ -110,11 +131,13 @@ class Likely(BaseModel):
     id: int
     text: str
     logprob: float
+    bytes: list[int] | None = Field(None, description="only of a token that is no whole character")
 
 
 class Written(Likely):
     """A token of the text, with the likeliest ones at its place."""
 
+    offset: int = Field(description="where it begins in the text, in characters")
     top: list[Likely]
 
 
@@ -140,4 +163,5 @@ class Scored(BaseModel):
     bits_per_byte: float | None
     tokens: int
     bytes: int
+    scored: list[Written] | None = Field(None, description="the tokens, with logprobs only")
     model: Produced

@@ -16,45 +16,52 @@ from server.auth import Caller, caller
 from server.errors import ApiError
 from server.limits import later
 from server.schemas import Scored, ScoreRequest
+from server.spelling import Places, spelt
 
 router = APIRouter()
 
 
-@router.post("/v1/score", response_model=Scored)
+@router.post("/v1/score", response_model=Scored, response_model_exclude_unset=True)
 async def score(
     http_request: Request, sent: ScoreRequest, caller: Annotated[Caller, Depends(caller)]
 ) -> dict[str, Any]:
     """Scores every token of a text. In a text longer than the context, each has at least half a context before it."""
     engine = answer.engine_of(http_request)
+    answer.check_name(engine, sent.model or answer.DEFAULT)
     ids = await asyncio.to_thread(scored_ids, engine, sent.text)
-    nats, limit = 0.0, http_request.app.state.config.request_timeout
+    check_report(http_request, sent, len(ids) - 1)
+    scored: list[Token] = []
+    limit = http_request.app.state.config.request_timeout
     try:
         async with asyncio.timeout(limit):
             for start, end, first in windows(len(ids), engine.block_size):
-                scored = await score_window(http_request, engine, ids[start:end], caller, patient=start > 0)
-                nats += math.fsum(token.logprob for token in scored[first - start - 1 :])
+                window = await score_window(http_request, engine, ids[start:end], caller, sent.logprobs, patient=start > 0)
+                scored += window[first - start - 1 :]
     except TimeoutError:
         message = f"the text takes longer than the {limit:g} seconds a request may: send it in parts."
         raise ApiError(503, message, "server_error", code="deadline", headers=later(1)) from None
-    tokens, size = len(ids) - 1, len(sent.text.encode())
+    nats, tokens, size = math.fsum(token.logprob for token in scored), len(scored), len(sent.text.encode())
+    places = Places(engine.tokenizer)
+    reported = {} if sent.logprobs is None else {"scored": [spelt(engine.tokenizer, token, places) for token in scored]}
     return {
         "log_likelihood": answer.finite(nats),
         "perplexity": answer.finite(math.exp(-nats / tokens) if -nats / tokens < 700 else math.inf),
         "bits_per_byte": answer.finite(-nats / math.log(2) / size),
         "tokens": tokens,
         "bytes": size,
+        **reported,
         "model": answer.produced(engine),
     }
 
 
 async def score_window(
-    http_request: Request, engine: Engine, ids: list[int], caller: Caller, patient: bool
+    http_request: Request, engine: Engine, ids: list[int], caller: Caller, logprobs: int | None, patient: bool
 ) -> tuple[Token, ...]:
     """The tokens of one window from the second on, with their log-probabilities.
 
     A full queue refuses the first window of a text; later ones wait for room, since the work before them would be lost.
     """
-    settings = Settings(prompt_logprobs=True, max_new_tokens=0)
+    settings = Settings(prompt_logprobs=True, max_new_tokens=0, logprobs=logprobs)
     while True:
         try:
             async with answer.generation(http_request, engine, ids, settings, caller) as running:
@@ -63,6 +70,18 @@ async def score_window(
             if not patient or error.code != "queue_full":
                 raise
             await asyncio.sleep(float(error.headers["Retry-After"]))
+
+
+def check_report(http_request: Request, sent: ScoreRequest, tokens: int) -> None:
+    """Refuses to report each token of a text that is longer than this server would write one.
+
+    Raises:
+        ApiError: 422.
+    """
+    most = http_request.app.state.config.max_new_tokens
+    if sent.logprobs is not None and tokens > most:
+        message = f"the text has {tokens} tokens, and this server reports up to {most}: send less, or leave out logprobs."
+        raise ApiError(422, message, param="logprobs")
 
 
 def scored_ids(engine: Engine, text: str) -> list[int]:

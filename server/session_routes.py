@@ -1,4 +1,4 @@
-"""`/v1/sessions/{session_id}`: reading a session page by page, and deleting it."""
+"""`/v1/sessions`: the caller's sessions; reading one page by page, copying it, and deleting it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from server.auth import Caller, caller
-from server.errors import ApiError
+from server.errors import ApiError, ErrorBody
 from server.limits import later
-from server.sessions import Sessions, is_locked
+from server.schemas import Strict
+from server.sessions import SESSION_ID, Sessions, is_locked
 
 T = TypeVar("T")
 router = APIRouter()
 log = logging.getLogger("server")
 
-SESSION_ID = r"^[A-Za-z0-9._:@-]{1,128}$"
+LAST = 2**62  # a number above that of any turn
 Name = Annotated[str, Path(description="the name that the session was given", max_length=128)]
 
 
@@ -44,6 +45,37 @@ class Page(BaseModel):
     next: int | None
 
 
+class Summary(BaseModel):
+    """A session as the list has it; `begins` is null where nothing was written yet."""
+
+    session_id: str
+    created: float
+    used: float
+    turns: int
+    begins: str | None
+
+
+class Listed(BaseModel):
+    """A part of the list; `next` is the `before` of the next one, or null at the end."""
+
+    sessions: list[Summary]
+    next: float | None
+
+
+class Fork(Strict):
+    """What a copy is called, and how far it goes."""
+
+    session_id: str = Field(pattern=SESSION_ID, description="the name of the new session")
+    last: int = Field(LAST, ge=0, le=LAST, description="number of the last turn to copy; all, if left out")
+
+
+class Forked(BaseModel):
+    """A session that was copied, and the new one."""
+
+    session_id: str
+    copied_from: str
+
+
 class Deleted(BaseModel):
     """A session that is gone."""
 
@@ -51,12 +83,25 @@ class Deleted(BaseModel):
     deleted: bool
 
 
+@router.get("/v1/sessions", response_model=Listed)
+async def recent(
+    request: Request,
+    caller: Annotated[Caller, Depends(caller)],
+    before: Annotated[float, Query(ge=0, description="sessions used before this instant, in seconds")] = 1e12,
+    limit: Annotated[int, Query(ge=1, le=200, description="sessions of a part")] = 50,
+) -> dict[str, Any]:
+    """The caller's sessions, the one used last first."""
+    found = await ask(request, Sessions.recent, caller.name, before, limit + 1)
+    listed = found[:limit]
+    return {"sessions": listed, "next": listed[-1]["used"] if len(found) > limit else None}
+
+
 @router.get("/v1/sessions/{session_id}", response_model=Page)
 async def read(
     request: Request,
     session_id: Name,
     caller: Annotated[Caller, Depends(caller)],
-    after: Annotated[int, Query(ge=0, le=2**62, description="the number of the turn before the page")] = 0,
+    after: Annotated[int, Query(ge=0, le=LAST, description="the number of the turn before the page")] = 0,
     limit: Annotated[int, Query(ge=1, le=200, description="turns of a page")] = 50,
 ) -> dict[str, Any]:
     """The turns of one of the caller's sessions, oldest first."""
@@ -64,6 +109,20 @@ async def read(
     if page is None:
         raise unknown(session_id)
     return page
+
+
+@router.post("/v1/sessions/{session_id}/fork", response_model=Forked, responses={409: {"model": ErrorBody}})
+async def fork(
+    request: Request, session_id: Name, sent: Fork, caller: Annotated[Caller, Depends(caller)]
+) -> dict[str, Any]:
+    """Copies one of the caller's sessions, whole or its first turns, so that it can go on in two ways."""
+    made = await ask(request, Sessions.fork, caller.name, session_id, sent.session_id, sent.last)
+    if made is None:
+        raise unknown(session_id)
+    if not made:
+        message = "you have a session of that name already: choose another."
+        raise ApiError(409, message, param="session_id", code="session_exists")
+    return {"session_id": sent.session_id, "copied_from": session_id}
 
 
 @router.delete("/v1/sessions/{session_id}", response_model=Deleted)

@@ -24,6 +24,8 @@ from config import UserError
 
 APPLICATION = 0x4C4C4D53  # "LLMS", in the file's header: it is ours
 VERSION = 1
+SESSION_ID = r"^[A-Za-z0-9._:@-]{1,128}$"
+BEGINNING = 120  # characters of a session that its list shows
 WAIT = 2.0  # seconds for another process's lock
 THREADS = 4
 PROBE_EVERY = 1.0  # seconds
@@ -107,32 +109,42 @@ class Sessions:
                 connection.execute("ROLLBACK")
             raise
 
-    def begin(self, owner: str, name: str, most: int) -> str:
-        """Notes that a session is used, and creates it at need; its newest text, up to so many characters.
+    def begin(self, owner: str, name: str, most: int) -> list[tuple[str, str]]:
+        """Notes that a session is used, and creates it at need; its newest turns, prompt and text of each, oldest first.
 
         What cannot be written is known before a text is paid for.
+
+        Args:
+            most: characters that are enough.
         """
         with self.writing() as connection:
+            self.forget_unused(connection)
             now = self.clock()
-            if self.days:
-                connection.execute("DELETE FROM sessions WHERE used < ?", [now - 86400 * self.days])
             connection.execute(
                 "INSERT INTO sessions (owner, name, created, used) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (owner, name) DO UPDATE SET used = excluded.used",
                 [owner, name, now, now],
             )
         rows = connection.execute(
-            "SELECT prompt || text FROM sessions JOIN turns ON session = key WHERE owner = ? AND name = ? ORDER BY number DESC",
+            "SELECT prompt, text FROM sessions JOIN turns ON session = key WHERE owner = ? AND name = ? ORDER BY number DESC",
             [owner, name],
         )
         found, length = [], 0
-        for [text] in rows:
-            found.append(text)
-            length += len(text)
+        for prompt, text in rows:
+            found.append((prompt, text))
+            length += len(prompt) + len(text)
             if length >= most:
                 break
         rows.close()
-        return "".join(reversed(found))[-most:]
+        return found[::-1]
+
+    def forget_unused(self, connection: sqlite3.Connection) -> None:
+        if self.days:
+            connection.execute("DELETE FROM sessions WHERE used < ?", [self.oldest()])
+
+    def oldest(self) -> float:
+        """What was used before this instant is as good as deleted."""
+        return self.clock() - 86400 * self.days if self.days else 0
 
     def append(self, owner: str, name: str, prompt: str, text: str, model: str) -> None:
         """Adds a turn, and forgets the oldest ones beyond the limit. A session that was deleted meanwhile stays deleted."""
@@ -148,9 +160,9 @@ class Sessions:
     def page(self, owner: str, name: str, after: int, limit: int) -> dict[str, Any] | None:
         """Turns with numbers above `after`, oldest first, and where the next page begins; None for no such session."""
         connection = self.connection()
-        oldest = self.clock() - 86400 * self.days if self.days else 0
         session = connection.execute(
-            "SELECT key, created, used FROM sessions WHERE owner = ? AND name = ? AND used >= ?", [owner, name, oldest]
+            "SELECT key, created, used FROM sessions WHERE owner = ? AND name = ? AND used >= ?",
+            [owner, name, self.oldest()],
         ).fetchone()
         if not session:
             return None
@@ -161,6 +173,35 @@ class Sessions:
         turns = [dict(zip(("number", "created", "model", "prompt", "text"), row, strict=True)) for row in rows[:limit]]
         following = turns[-1]["number"] if len(rows) > limit else None
         return {"session_id": name, "created": session[1], "used": session[2], "turns": turns, "next": following}
+
+    def recent(self, owner: str, before: float, limit: int) -> list[dict[str, Any]]:
+        """Sessions last used before an instant, the newest first: how many turns each has, and how it begins."""
+        rows = self.connection().execute(
+            "SELECT name, created, used, (SELECT count(*) FROM turns WHERE session = key), "
+            "(SELECT substr(prompt || text, 1, ?) FROM turns WHERE session = key ORDER BY number LIMIT 1) "
+            "FROM sessions WHERE owner = ? AND used < ? AND used >= ? ORDER BY used DESC LIMIT ?",
+            [BEGINNING, owner, before, self.oldest(), limit],
+        )
+        return [dict(zip(("session_id", "created", "used", "turns", "begins"), row, strict=True)) for row in rows]
+
+    def fork(self, owner: str, name: str, to: str, last: int) -> bool | None:
+        """Copies the turns of a session up to a number into a new one; None for no such session, False for a name that is taken."""
+        with self.writing() as connection:
+            self.forget_unused(connection)
+            key = self.key(connection, owner, name)
+            if key is None:
+                return None
+            if self.key(connection, owner, to) is not None:
+                return False
+            now = self.clock()
+            made = connection.execute(
+                "INSERT INTO sessions (owner, name, created, used) VALUES (?, ?, ?, ?)", [owner, to, now, now]
+            )
+            connection.execute(
+                "INSERT INTO turns SELECT ?, number, created, model, prompt, text FROM turns WHERE session = ? AND number <= ?",
+                [made.lastrowid, key, last],
+            )
+            return True
 
     def delete(self, owner: str, name: str) -> bool:
         """Deletes a session; whether there was one."""

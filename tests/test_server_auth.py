@@ -24,6 +24,7 @@ from tests.live import serving
 SECRET = "0123456789abcdef" * 2
 USERS = {"users": "admin:admin123,eva:pa:ss", "jwt_secret": SECRET}
 HERE = "/v1/sessions/none"  # 404 for who may ask
+JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -304,6 +305,45 @@ def test_an_open_server_answers_to_no_name_of_the_internet(served):
         "evil.example.org": 403, "evil.example.org.:80": 403,
     }.items():  # fmt: skip
         assert status(client, Host=host) == expected, host
+
+
+SIMPLE = [  # what a page of another site may send unasked (fetch standard, CORS-safelisted request-headers)
+    {"Content-Type": "text/plain"},
+    {"Content-Type": "text/plain; charset=application/json"},
+    {"Content-Type": "application/x-www-form-urlencoded"},
+    {"Content-Type": "multipart/form-data; boundary=x"},
+    {},
+]
+
+
+@pytest.mark.parametrize("headers", SIMPLE, ids=lambda headers: headers.get("Content-Type", "none"))
+def test_no_other_site_can_drive_an_open_server(served, headers):
+    """What a browser sends for a page without asking us first is refused; what it asks first (JSON, DELETE) is not allowed."""
+    client, away = served(), {"Origin": "https://evil.org", "Sec-Fetch-Site": "cross-site"}
+    bodies = {
+        "/v1/generate": {"prompt": "a", "session_id": "s"}, "/v1/score": {"text": "a"},
+        "/v1/completions": {"model": "default", "prompt": "a"}, "/v1/sessions/s/fork": {"session_id": "t"},
+        "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "a"}]},
+    }  # fmt: skip
+    for path, body in bodies.items():
+        content = json.dumps(body).encode()
+        assert client.post(path, content=content, headers=JSON).status_code in (404, 503), "the body itself is good"
+        older = client.post(path, content=content, headers={**headers, "Origin": "https://evil.org"})  # a browser of 2019
+        assert older.status_code in (400, 422), path
+        assert client.post(path, content=content, headers={**headers, **away}).status_code == 403, path
+    for method in ("POST", "DELETE"):
+        asked = {**away, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
+        answer = client.options("/v1/generate", headers=asked)
+        assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_other_sites_use_up_no_rate(served):
+    for settings, expected in (({}, 403), ({"cors_origins": ("https://a.org",)}, 404), ({"api_keys": ("key-1",)}, 404)):
+        client = served(**settings, rate_limit_rpm=2)
+        client.headers["X-API-Key"] = "key-1"
+        answers = [client.get(HERE, headers={"Sec-Fetch-Site": site}) for site in ("cross-site", "same-origin")]
+        assert [answer.status_code for answer in answers] == [expected, 404]
+        assert answers[1].headers["x-ratelimit-remaining-requests"] == ("1" if expected == 403 else "0")
 
 
 # ---- rates

@@ -42,7 +42,7 @@ def opened(path, days: float = 30, turns: int = 5, clock=time.time) -> Iterator[
 
 
 def text(kept: Sessions, owner: str, name: str = "s") -> str:
-    return kept.begin(owner, name, EVERYTHING)
+    return "".join(prompt + answer for prompt, answer in kept.begin(owner, name, EVERYTHING))
 
 
 def add(kept: Sessions, owner: str = "me", name: str = "s", prompt: str = "p", answer: str = "a") -> None:
@@ -58,7 +58,7 @@ def test_a_session_is_its_prompts_and_texts_in_order(kept):
     add(kept, prompt="Once ", answer="upon")
     add(kept, prompt=" a", answer=" time\0")
     assert text(kept, "me") == "Once upon a time\0"
-    assert kept.begin("me", "s", 5) == "time\0"
+    assert kept.begin("me", "s", 5) == [(" a", " time\0")], "the newest turns that hold so many characters"
 
 
 def test_callers_with_one_name_never_meet(kept):
@@ -277,7 +277,7 @@ def test_a_long_session_loses_its_oldest_tokens(served):
     ("prompt", "new", "kept"), [("abc", 8, 56), ("abc", 1000, 32), ("a" * 50, 1000, 50), ("", 8, 56)]
 )
 def test_what_fits_is_kept(host, prompt, new, kept):
-    ids, history = joined(host.engine, "h" * 100, prompt, new)
+    ids, history = joined(host.engine, [("h" * 60, "h" * 40)], prompt, new)
     assert (len(ids), history) == (kept, kept - len(prompt))
     assert host.engine.tokenizer.decode(ids).endswith("h" * history + prompt)
 
