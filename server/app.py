@@ -23,6 +23,7 @@ from server import (
     native,
     openai_routes,
     operations,
+    pages,
     score,
     session_routes,
 )
@@ -54,7 +55,7 @@ def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
     app.state.config, app.state.gate, app.state.host, app.state.metrics = config, gate, host, metrics
     app.state.sessions = Sessions(config.session_db, config.session_days, config.session_turns)
     errors.install(app)
-    rooms = [native, score, session_routes, openai_routes, login, operations]
+    rooms = [native, score, session_routes, openai_routes, login, operations, pages]
     for room in rooms if config.metrics_port else [*rooms, metrics_routes]:
         app.include_router(room.router, responses=errors.DOCUMENTED)
     return app

@@ -1,0 +1,333 @@
+// The playground: puts the parts of the page together.
+
+import { Account, sentence } from "./account.js";
+import { call, credentials } from "./api.js";
+import { $, announce, clip, copy, h, number, remember, remembered } from "./dom.js";
+import { Inspector } from "./inspector.js";
+import { hideNotice, showError, showNotice } from "./notices.js";
+import { Readiness } from "./readiness.js";
+import { score } from "./score.js";
+import { Settings } from "./settings.js";
+import { Sheet } from "./sheet.js";
+import { Shelf } from "./shelf.js";
+import { Story } from "./story.js";
+
+const MODES = {
+  write: {
+    action: "Write",
+    label: "Your text",
+    placeholder: "Once upon a time",
+    more: "Go on with words of yours, or leave it to the model",
+    lead: $("welcome-lead").textContent,
+    text: $("welcome-text").textContent,
+  },
+  chat: {
+    action: "Send",
+    label: "Your message",
+    placeholder: "Say something",
+    lead: "Say something, and the model answers.",
+    text: "Point at any word of the answer: you see what else could have been said, and a click says it.",
+  },
+  score: {
+    action: "Score",
+    label: "A text to judge",
+    placeholder: "A text of yours",
+    lead: "How likely is a text to this model?",
+    text: "Paste one: you get its bits per byte, and see which words the model did not expect. A click on what it expected instead writes on from there.",
+  },
+};
+const STARTERS = ["Once upon a time", "The old lighthouse", "Two friends found a map", "On a cold morning"];
+
+const settings = new Settings();
+const account = new Account(() => enter());
+const sheet = new Sheet({ again: (turn) => write(() => story.again(turn)), branch, choose: (turn) => story.choose(turn), curl: (turn) => copyCurl(turn) });
+const shelf = new Shelf({ open: openText, removed, failed: fail });
+const readiness = new Readiness({ ready: enter, waiting });
+let models = [];
+let mode = "write";
+let ready = false;
+let story = null;
+new Inspector(() => model()?.eot_id);
+
+// ---- the model
+
+function model() {
+  return models.find((each) => each.id === $("model-menu").value) ?? models[0];
+}
+
+/** The model answers, or somebody else asks: look who answers, and what is kept. */
+async function enter(known) {
+  ready = true;
+  if (known) describe({ provenance: known });
+  $("model-dot").className = "dot ready";
+  if ($("notice").dataset.of) hideNotice();
+  drawComposer();
+  try {
+    await account.with(async () => {
+      models = (await call("/v1/models")).data;
+      await shelf.refresh().catch((error) => {
+        if (error.status !== 503) throw error; // without a shelf one can write all the same
+      });
+    });
+    drawModels();
+  } catch (error) {
+    fail(error, () => enter());
+  }
+}
+
+/** The model does not answer yet, or no more. */
+function waiting(error) {
+  const writable = error.code === "sessions_failed"; // there is a model, but nothing can be kept
+  const loading = error.message.startsWith("the model is being loaded");
+  ready = writable;
+  $("model-dot").className = "dot waiting";
+  $("model").textContent = loading ? "The model is being loaded. This page is ready by itself in a moment." : "No model answers now.";
+  drawComposer();
+  if ($("notice").dataset.of === error.message) return; // said already
+  if (loading) hideNotice();
+  else if (error.status === 0) showError(error);
+  else showNotice(writable ? "Nothing can be kept now" : "No model answers now", `${sentence(error.message)} This page looks again by itself.`);
+  $("notice").dataset.of = error.message;
+}
+
+function drawModels() {
+  const menu = $("model-menu");
+  const chosen = remembered("model", null);
+  menu.replaceChildren(...models.map(({ id }) => h("option", { value: id, selected: id === chosen }, id)));
+  menu.hidden = models.length < 2;
+  describe(model());
+}
+
+function describe({ provenance, parameters, max_model_len: context, chat_template: chats }) {
+  const { run, step, val_loss: loss, id } = provenance;
+  const parts = [run ?? id, `step ${number.format(step ?? 0)}`, loss ? `validation loss ${loss.toFixed(3)}` : null];
+  if (parameters) parts.push(`${millions(parameters)} parameters`, `context ${number.format(context)}`);
+  $("model").textContent = parts.filter(Boolean).join(" · ");
+  $("model").dataset.chats = String(Boolean(chats));
+  drawComposer();
+}
+
+function millions(count) {
+  return count >= 1e6 ? `${number.format(Number((count / 1e6).toPrecision(3)))} M` : number.format(count);
+}
+
+// ---- writing
+
+/** What a request is sent with. */
+function requestSettings() {
+  return { ...settings.values(), ...(models.length > 1 ? { model: model().id } : {}) };
+}
+
+function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").checked, name) {
+  const changed = () => {
+    sheet.changed();
+    if (made === story && $("stop").hidden === made.writing) drawComposer();
+  };
+  const made = new Story(of, kept, { settings: requestSettings, changed, name });
+  sheet.open(made);
+  return made;
+}
+
+/** Has a turn written, and says how it went. */
+async function write(work) {
+  hideNotice();
+  const mine = story;
+  try {
+    settings.values();
+    announce("Writing.");
+    await account.with(work);
+    announce(mine.last.state === "stopped" ? "Stopped." : `Done. ${clip(mine.last.writing.text, 1000)}`);
+  } catch (error) {
+    if (error.input && !$("prompt").value) $("prompt").value = error.input;
+    fail(error, () => write(work));
+  }
+  keepNote(mine);
+  drawComposer();
+  const by = mine.last.told?.model.id;
+  if (by && !models.some(({ id }) => id === by)) enter(); // the server has another model now
+}
+
+/** The list on the left learns of a new turn. */
+function keepNote(from) {
+  const [name] = [...from.last.sessions.keys()].reverse();
+  if (!name || !from.last.number) return;
+  const [first] = from.path;
+  shelf.note(name, from.last.number, clip(`${first.input}${first.writing.text}`, 120));
+  if (from === story) shelf.mark(from.name);
+}
+
+function fail(error, again) {
+  if (error.param && settings.blame(error.param)) announce(error.message);
+  if (!error.status && error.param) showNotice("A setting does not fit", error.message);
+  else showError(error, again);
+  if (error.status === 0 && !error.param || error.code === "not_ready") readiness.watch();
+}
+
+async function submit() {
+  const text = $("prompt").value;
+  if (!ready || story.writing) return;
+  if (mode === "chat" && !text.trim()) return $("prompt").focus();
+  if (mode === "score") return scoreText(text);
+  $("prompt").value = "";
+  await write(() => story.go(text));
+}
+
+function branch(turn, at, alternative) {
+  return write(() => story.branch(turn, at, alternative, model()?.eot_id));
+}
+
+async function scoreText(text) {
+  if (!text) return $("prompt").focus();
+  hideNotice();
+  try {
+    await account.with(() => score(text, requestSettings(), continueScored));
+    announce("Scored.");
+    drawComposer();
+  } catch (error) {
+    fail(error, () => scoreText(text));
+  }
+}
+
+/** From a text that was scored to one that goes on with another token. */
+function continueScored(text, tokens) {
+  setMode("write");
+  startOver();
+  return write(() => story.begin(text, tokens));
+}
+
+// ---- curl
+
+/** The request that writes a text, for a shell. The key stays out of it: the shell fills it in. */
+function curlOf(path, body) {
+  const known = credentials.get();
+  const header = { key: `-H "X-API-Key: $LLM_KEY"`, token: `-H "Authorization: Bearer $TOKEN"` }[known?.kind];
+  const quoted = `'${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
+  return ["curl", `${location.origin}${path}`, '-H "Content-Type: application/json"', header, `-d ${quoted}`].filter(Boolean).join(" ");
+}
+
+function copyCurl(turn) {
+  if (mode === "score") return copy(curlOf("/v1/score", { text: $("prompt").value }), "Command copied.");
+  try {
+    const { logprobs, ...given } = requestSettings();
+    if (turn?.told) given.seed = turn.told.seed;
+    if (turn?.body?.prefix_ids) given.prefix_ids = turn.body.prefix_ids;
+    const asked = turn ?? { parent: story.last, input: $("prompt").value };
+    return copy(curlOf("/v1/generate", story.request(asked, given)), "Command copied.");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// ---- the page
+
+function setMode(next) {
+  const fresh = next !== "score" && story.mode !== next;
+  mode = next;
+  for (const tab of document.querySelectorAll("[data-mode]")) tab.setAttribute("aria-pressed", String(tab.dataset.mode === mode));
+  document.body.dataset.mode = mode;
+  if (fresh) startOver();
+  drawComposer();
+}
+
+function startOver() {
+  story?.stop();
+  story = newStory();
+  shelf.mark(null);
+  drawComposer();
+}
+
+async function openText(base, read) {
+  await story.stop();
+  setMode(base.startsWith("chat-") ? "chat" : "write");
+  story = newStory(mode, true, base);
+  for (const { name, turns } of read) story.load(name, turns);
+  sheet.open(story);
+  shelf.mark(base);
+  closePanels();
+  drawComposer();
+}
+
+function removed(base) {
+  if (base === story.name) startOver();
+}
+
+function drawComposer() {
+  const { action, label, placeholder, more, lead, text } = MODES[mode];
+  const writing = story.writing;
+  const begun = story.path.length > 0;
+  $("write").textContent = mode === "write" && begun ? "Go on" : action;
+  $("write").disabled = !ready;
+  $("write").hidden = writing;
+  $("stop").hidden = !writing;
+  $("prompt-label").textContent = label;
+  $("prompt").placeholder = begun && more ? more : placeholder;
+  $("hint").replaceChildren(...(mode === "chat" ? [h("kbd", {}, "Enter")] : [h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter")]));
+  const scored = mode === "score" && $("score-result").firstChild !== null;
+  $("score-result").hidden = !scored;
+  $("sheet").hidden = scored;
+  $("turns").hidden = mode === "score";
+  $("welcome").hidden = begun && mode !== "score";
+  $("welcome-lead").textContent = lead;
+  $("welcome-text").textContent = text;
+  $("starters").hidden = mode !== "write";
+  $("chat-note").hidden = mode !== "chat" || $("model").dataset.chats !== "false";
+}
+
+function closePanels() {
+  delete document.body.dataset.panel;
+  for (const button of document.querySelectorAll(".panel-open")) button.setAttribute("aria-expanded", "false");
+}
+
+function openPanel(button) {
+  document.body.dataset.panel = button.dataset.panel;
+  button.setAttribute("aria-expanded", "true");
+  $(button.dataset.panel).querySelector(".panel-close").focus();
+}
+
+function wire() {
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  $("stop").addEventListener("click", () => story.stop());
+  $("curl").addEventListener("click", () => copyCurl());
+  $("new-text").addEventListener("click", () => {
+    startOver();
+    closePanels();
+    $("prompt").focus();
+  });
+  for (const tab of document.querySelectorAll("[data-mode]")) tab.addEventListener("click", () => setMode(tab.dataset.mode));
+  for (const button of document.querySelectorAll(".panel-open")) button.addEventListener("click", () => openPanel(button));
+  for (const button of document.querySelectorAll(".panel-close")) button.addEventListener("click", closePanels);
+  $("backdrop").addEventListener("click", closePanels);
+  document.addEventListener("keydown", (event) => {
+    const sends = event.ctrlKey || event.metaKey || (mode === "chat" && !event.shiftKey && !event.isComposing);
+    if (event.key === "Enter" && sends && event.target === $("prompt")) {
+      event.preventDefault();
+      submit();
+    }
+    if (event.key !== "Escape") return;
+    if (document.body.dataset.panel) closePanels();
+    else if (story.writing) story.stop();
+  });
+  for (const [id, name] of [["tint", "tint"], ["keep", "keep"]]) {
+    $(id).checked = remembered(name, true);
+    $(id).addEventListener("change", () => remember(name, $(id).checked));
+  }
+  const tint = () => document.body.classList.toggle("tinted", $("tint").checked);
+  $("tint").addEventListener("change", tint);
+  tint();
+  $("keep").addEventListener("change", () => story.path.length || startOver());
+  $("model-menu").addEventListener("change", () => {
+    remember("model", $("model-menu").value);
+    describe(model());
+  });
+  for (const text of STARTERS) {
+    $("starters").append(h("button", { type: "button", class: "chip", onclick: () => ready && write(() => story.go(text)) }, text));
+  }
+}
+
+wire();
+startOver();
+readiness.watch();
+if (matchMedia("(hover: hover)").matches) $("prompt").focus();

@@ -1,0 +1,37 @@
+// Is the model there? Asked when the page opens and when the server said no, less and less often, and never while it answers.
+
+import { ApiError, call } from "./api.js";
+
+const FIRST = 1000; // milliseconds until the second question
+const LONGEST = 15000;
+
+export class Readiness {
+  /** @param {object} told ready(model) once it answers, waiting(message) each time that it does not */
+  constructor(told) {
+    this.told = told;
+    this.asking = false;
+    document.addEventListener("visibilitychange", () => this.wake?.());
+  }
+
+  /** Asks until the model answers. */
+  async watch() {
+    if (this.asking) return;
+    this.asking = true;
+    for (let wait = FIRST; ; wait = Math.min(LONGEST, 1.5 * wait)) {
+      try {
+        const { model } = await call("/readyz");
+        this.asking = false;
+        return this.told.ready(model);
+      } catch (error) {
+        this.told.waiting(error instanceof ApiError ? error : new ApiError(0, String(error)));
+      }
+      await this.pause(wait);
+    }
+  }
+
+  /** Waits, and as long as nobody looks at the page. */
+  async pause(milliseconds) {
+    await new Promise((resolve) => setTimeout(resolve, milliseconds));
+    while (document.hidden) await new Promise((resolve) => (this.wake = resolve));
+  }
+}
