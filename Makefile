@@ -5,7 +5,7 @@ PY := venv/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench soak \
-	test quick-test test-slow test-gpu lint clean clean-checkpoints clean-all runtime dev
+	test quick-test test-slow test-gpu test-browser lint clean clean-checkpoints clean-all runtime dev
 
 ##@ Start here
 help: ## This list
@@ -67,6 +67,10 @@ test-slow: dev ## The slow tests
 
 test-gpu: dev ## The tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)
+
+test-browser: dev ## The pages in a real Chromium, which it says how to get
+	@sh setup.sh browser
+	$(PY) -m pytest -m browser $(ARGS)
 
 bench: dev ## The benchmarks
 	$(PY) -m benchmarks.run_all $(ARGS)

@@ -8,6 +8,7 @@
 #   sh setup.sh install-force   into the current Python, whatever it is
 #   sh setup.sh init            the folders: checkpoints/ data/ logs/
 #   sh setup.sh check-deps      which packages are wanted, which are there
+#   sh setup.sh browser         Chromium for the tests of the pages: installs it as root on Debian, says how elsewhere
 #
 # PYTHON=python3.12 chooses the Python, TORCH_INDEX_URL=https://... where torch comes from.
 # Plain POSIX sh: it has to run before anything is installed.
@@ -252,6 +253,29 @@ if missing:
 PY
 }
 
+# ---- a browser for the tests of the pages
+
+have_browser() {
+    { command -v chromedriver || [ -x "${CHROMEWEBDRIVER:-}/chromedriver" ]; } >/dev/null || return 1
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        ! command -v "$name" >/dev/null || return 0
+    done
+    return 1
+}
+
+get_browser() {
+    ! have_browser || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing chromium and chromium-driver, once."
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null || true
+    fi
+    have_browser || die "The tests of the pages need Chromium (or Chrome) and its chromedriver on the PATH:" \
+        "    Debian   sudo apt install chromium chromium-driver" \
+        "    Ubuntu   sudo apt install chromium-browser chromium-chromedriver" \
+        "    macOS    brew install --cask google-chrome chromedriver" \
+        "Without them \"make test\" skips those tests."
+}
+
 # ---- the front desk ---------------------------------------------------------------------
 
 case "${1:-setup}" in
@@ -263,6 +287,7 @@ case "${1:-setup}" in
     dev) ensure dev ;;
     init) mkdir -p checkpoints data logs ;;
     check-deps) check_deps ;;
+    browser) get_browser ;;
     install)
         current_python
         in_a_virtual_environment || die \

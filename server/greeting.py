@@ -19,7 +19,7 @@ TOKEN = (
 def first_lines(config: ServeConfig, gate: Gate, port: int) -> str:
     """What is known before the model is loaded."""
     url = address(config, port)
-    lines = [f"{url} answers; the model is being loaded.", *filter(None, [gate.notice]), how_to_call(config, gate, url)]
+    lines = [f"{url} answers, in a browser too; the model is being loaded.", *filter(None, [gate.notice]), how_to_call(config, gate, url)]
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 The model is tiny and untrained, and its sampler writes what the test wants to be written, one byte a token; the probabilities
 are the model's own. So the same request, sent by the test itself, says what the page has to show.
+
+`make test` drives the main roads; those that are marked slow as well are for `make test-browser`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ SCRIPTS = {  # by seed
 }
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 both = pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+desk_first = pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
 
 
 class Scripted:
@@ -114,7 +117,14 @@ def write(page: Browser, text: str = "Once", **settings) -> None:
         setting(page, name, value)
     page.one("#prompt").send_keys(text)
     page.press("CONTROL+ENTER")
-    page.wait(lambda: page.text(".meta") and page.all("#stop[hidden]") and "writing" not in page.text(".meta"))
+    written(page)
+
+
+def written(page: Browser, branches: int = 0) -> None:
+    """Waits until nothing is being written, so many branches are there, and the page has drawn it."""
+    page.wait(lambda: page.all(".actions, #notice:not([hidden])") and page.all("#stop[hidden]"), 60)
+    page.wait(lambda: not branches or len(page.all(".branches .chip")) == branches)
+    page.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
 def setting(page: Browser, name: str, value) -> None:
@@ -207,6 +217,7 @@ def test_a_text_is_shown_while_it_is_written_and_can_be_stopped(page, address):
     assert page.text(".model").startswith(written)
 
 
+@pytest.mark.slow
 def test_a_text_of_bytes_that_are_no_characters_is_shown_as_the_server_tells_it(page, address):
     page = page()
     write(page, seed=4)
@@ -215,7 +226,7 @@ def test_a_text_of_bytes_that_are_no_characters_is_shown_as_the_server_tells_it(
     assert "ended by the model" in page.text(".meta")
 
 
-@both
+@desk_first
 def test_html_stays_text(page, size):
     page = page(size)
     html = SCRIPTS[3].decode()
@@ -249,7 +260,7 @@ def test_a_long_text_stays_smooth(page):
         requestAnimationFrame(next);
     """)
     page.click("#write")
-    page.wait(lambda: "2,000 tokens" in page.text(".meta") and page.all("#stop[hidden]"), 60)
+    written(page)
     frames = page.js("window.watching = false; return window.frames_")
     slow = sorted(frames)[int(0.95 * len(frames))]
     late = sorted(frames[-len(frames) // 4 :])[len(frames) // 8]
@@ -300,7 +311,7 @@ def test_the_keyboard_walks_through_the_tokens_and_takes_one(page):
     page.press("ESCAPE")
     page.wait(lambda: not page.visible("#inspector"))
     page.press("ARROW_RIGHT", "ARROW_RIGHT", "ENTER", "ENTER")
-    page.wait(lambda: len(page.all(".branches .chip")) == 2)
+    written(page, branches=2)
 
 
 def test_the_tokens_of_one_character_are_told_one_by_one(page):
@@ -314,6 +325,7 @@ def test_the_tokens_of_one_character_are_told_one_by_one(page):
     assert page.text(".looked .token") == "A6"
 
 
+@pytest.mark.slow
 def test_on_a_phone_a_finger_does_it(page):
     page = page(PHONE)
     write(page)
@@ -323,10 +335,11 @@ def test_on_a_phone_a_finger_does_it(page):
     assert (box["left"], box["width"]) == (0, 360) and box["bottom"] == pytest.approx(740, abs=1)
     no_sideways(page)
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2)
+    written(page, branches=2)
     no_sideways(page)
 
 
+@pytest.mark.slow
 def test_the_tint_can_be_taken_away(page):
     page = page()
     write(page)
@@ -350,7 +363,7 @@ def test_an_alternative_makes_a_branch_and_the_old_one_stays(page, address):
     at = first.index("w")
     token = generate(address, seed=7)["tokens"][at]
     page.click(choices[1])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     [body] = sent(page)
     assert body["prefix_ids"] == [*STORY[:at], token["top"][1]["id"]], names
     assert body["session_id"] != page_sent[0]["session_id"]
@@ -375,12 +388,13 @@ def test_a_branch_may_begin_within_a_character(page, address):
     page.wait("#inspector")
     page.click(page.all(".part")[2])
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     [_, body] = sent(page)
     assert body["prefix_ids"][-3:-1] == [0xF0, 0x9F]
     assert page.text(".model") == generate(address, prefix_ids=body["prefix_ids"])["text"]
 
 
+@pytest.mark.slow
 def test_a_branch_may_be_made_while_a_text_is_written(page):
     page = page()
     setting(page, "max_new_tokens", 4000)
@@ -389,12 +403,14 @@ def test_a_branch_may_be_made_while_a_text_is_written(page):
     setting(page, "max_new_tokens", 30)
     page.click(span(page, "w"))
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     first = page.all(".branches .chip")[0]
     page.click(first)
-    assert "stopped" in page.text(".meta") and len(page.text(".model")) > 30
+    page.wait(lambda: "stopped" in page.text(".meta"))
+    assert len(page.text(".model")) > 30
 
 
+@pytest.mark.slow
 def test_the_end_of_the_text_is_an_alternative_too(page, address):
     page = page()
     write(page)
@@ -406,18 +422,19 @@ def test_the_end_of_the_text_is_an_alternative_too(page, address):
     assert len(page.all(".branches .chip")) == 2
 
 
+@pytest.mark.slow
 def test_trying_again_is_a_branch(page):
     page = page()
     write(page)
     page.click(next(button for button in page.all(".actions button") if button.text == "Try again"))
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     assert "prefix_ids" not in sent(page)[-1]
 
 
 # ---- sessions
 
 
-@both
+@desk_first
 def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, address, size):
     page = page(size)
 
@@ -426,7 +443,7 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     first = page.text("#turns .prose")
     page.click(page.all(".t")[60])
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     second = page.text("#turns .prose")
     assert second != first
     listed = httpx.get(f"{address}/v1/sessions").json()["sessions"]
@@ -449,6 +466,7 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
 
 
+@pytest.mark.slow
 def test_a_text_need_not_be_kept(page, address):
     page = page()
     page.click("#keep")
@@ -460,6 +478,7 @@ def test_a_text_need_not_be_kept(page, address):
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
 
 
+@pytest.mark.slow
 def test_a_text_that_outgrows_the_context_goes_on_with_its_newest_part(page):
     page = page()
     page.click("#keep")
@@ -474,7 +493,7 @@ def test_a_text_that_outgrows_the_context_goes_on_with_its_newest_part(page):
 # ---- conversations, scores, settings
 
 
-@both
+@desk_first
 def test_a_conversation(page, address, size):
     page = page(size)
     page.click("[data-mode=chat]")
@@ -484,7 +503,8 @@ def test_a_conversation(page, address, size):
     for text in ("Hello", "And then?"):
         page.fill("#prompt", text)
         page.press("ENTER")
-        page.wait(lambda: page.all("#stop[hidden]") and len(page.all(".turn")) == len(page.all(".actions")))
+        page.wait(lambda text=text: text in page.text(".yours"))
+        written(page)
     assert [element.text for element in page.all(".yours")] == ["Hello", "And then?"]
     assert page.all(".model")[0].text == "Hello! How are you?", "the next line of the user is no part of it"
     bodies = sent(page)
@@ -492,7 +512,7 @@ def test_a_conversation(page, address, size):
     assert bodies[0]["session_id"] == bodies[1]["session_id"]
     page.click(page.js("return [...document.querySelectorAll('.turn')].at(-1).querySelectorAll('.t')[2]"))
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: len(page.all(".branches .chip")) == 2 and page.all("#stop[hidden]"))
+    written(page, branches=2)
     [body] = sent(page)
     turns = httpx.get(f"{address}/v1/sessions/{body['session_id']}").json()["turns"]
     assert [turn["prompt"] for turn in turns] == ["Hello", "And then?"]
@@ -500,7 +520,7 @@ def test_a_conversation(page, address, size):
     no_sideways(page)
 
 
-@both
+@desk_first
 def test_a_score(page, address, size):
     page = page(size)
     page.click("[data-mode=score]")
@@ -513,12 +533,13 @@ def test_a_score(page, address, size):
     assert page.text("#score-result .prose") == text
     page.click(span(page, "l"))
     page.click(page.all(".alternative:not([disabled])")[0])
-    page.wait(lambda: page.all("#stop[hidden]") and "tokens" in page.text(".meta"))
+    written(page)
     body = sent(page)[-1]
     assert (body["prompt"], len(body["prefix_ids"])) == ("A c", 1), "it writes on from there"
     no_sideways(page)
 
 
+@pytest.mark.slow
 def test_the_defaults_shown_are_the_servers(page):
     page = page()
     write(page, max_new_tokens=GenerateRequest.model_fields["max_new_tokens"].default)
@@ -529,6 +550,7 @@ def test_the_defaults_shown_are_the_servers(page):
             assert name == "logprobs" or float(shown[0].get_attribute("value")) == field.default, name
 
 
+@pytest.mark.slow
 @both
 def test_every_setting_is_sent_kept_and_reset(page, address, size):
     page = page(size)
@@ -567,6 +589,7 @@ def test_every_setting_is_sent_kept_and_reset(page, address, size):
     assert not page.visible("#reset")
 
 
+@pytest.mark.slow
 def test_the_command_for_curl_does_the_same(page, address):
     page = page()
     write(page, "It's a \"test\"\n", top_k=3, seed=11)
@@ -579,6 +602,7 @@ def test_the_command_for_curl_does_the_same(page, address):
         assert json.loads(done.stdout)["text"] == page.text(".model")
 
 
+@pytest.mark.slow
 def test_of_several_models_one_is_chosen(page, browser):
     browser.before("""
         const fetch_ = window.fetch;
@@ -635,7 +659,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(host, served, browser):
     assert browser.complaints() == []
 
 
-@both
+@desk_first
 def test_a_login(host, served, browser, monkeypatch, size):
     monkeypatch.setattr(passwords, "HASHES", passwords.HASHES.copy(pbkdf2_sha256__rounds=1000))
     address = served(host, users="eva:pa:ss", jwt_secret="0123456789abcdef" * 2)
@@ -666,6 +690,7 @@ def test_a_login(host, served, browser, monkeypatch, size):
 # ---- when something is wrong
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_told_in_plain_words(host, served, browser):
     address = served(host, max_body_bytes=2000, max_new_tokens=100)
     browser.open(address)
@@ -690,6 +715,7 @@ def test_what_the_server_refuses_is_told_in_plain_words(host, served, browser):
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_too_many_requests_are_told_with_the_time_to_wait(host, served, browser):
     address = served(host, rate_limit_rpm=3)
     browser.open(address)
@@ -727,6 +753,7 @@ def test_while_the_model_loads_the_page_says_so_and_becomes_ready_by_itself(host
     late.drain(1)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_told(host, checkpoint, tmp_path, browser):
     with serving(host, tmp_path, api_keys=()) as address:
         browser.open(address)
@@ -741,6 +768,7 @@ def test_a_server_that_is_gone_is_told(host, checkpoint, tmp_path, browser):
 # ---- light and dark
 
 
+@pytest.mark.slow
 def test_dark_and_light(page, address):
     browser = page(prefers_color_scheme="dark")
     paper = "return getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number)"
@@ -753,6 +781,7 @@ def test_dark_and_light(page, address):
     browser.wait("#write:enabled")
 
 
+@pytest.mark.slow
 @both
 def test_everything_that_is_pressed_has_a_name(page, size):
     page = page(size)

@@ -148,7 +148,7 @@ def test_the_first_lines_say_how_to_call(mission, plain, start):
     users = start(LLM_USERS="eva o'n:pa:s$s w,b:c")
     for server in (mission, plain, users.ready()):
         told = server.out.read_text()
-        assert told.startswith(f"{server.url} answers; the model is being loaded.\n")
+        assert told.startswith(f"{server.url} answers, in a browser too; the model is being loaded.\n")
         assert "tiny, step 7, validation loss 2.5000" in told
         commands = told[told.index("curl" if "TOKEN=" not in told else "TOKEN=") : told.index("tiny, step")]
         assert shell(commands, server)["model"]["id"] == "tiny@7"

@@ -417,6 +417,28 @@ def test_clean_does_not_follow_links(checkout, tmp_path):
     assert len(list(elsewhere.glob("*/precious"))) == 3
 
 
+# ---- a browser for the tests of the pages ----------------------------------------------
+
+
+def test_a_machine_without_chromium_is_told_how_to_get_it(checkout):
+    checkout.program("id", "#!/bin/sh\necho 1000\n")
+    checkout.program("apt-get", "#!/bin/sh\necho apt-get was asked\n")
+    refused(checkout.setup("browser"), "sudo apt install chromium chromium-driver", "make test")
+    checkout.program("chromium", "#!/bin/sh\n")
+    refused(checkout.setup("browser"), "chromedriver")
+    checkout.program("chromedriver", "#!/bin/sh\n")
+    assert checkout.setup("browser") == (0, "")
+
+
+def test_root_on_debian_gets_chromium_installed(checkout):
+    checkout.program("id", "#!/bin/sh\necho 0\n")
+    refused(checkout.setup("browser"), "sudo apt install")  # no apt-get
+    installs = 'for name in chromium chromedriver; do cp "$0" "${0%/*}/$name"; done'
+    checkout.program("apt-get", f'#!/bin/sh\n[ "$1" = update ] || {installs}\n')
+    code, output = checkout.setup("browser")
+    assert (code, output) == (0, "Installing chromium and chromium-driver, once.\n")
+
+
 # ---- what the files say -----------------------------------------------------------------
 
 
@@ -425,7 +447,7 @@ def test_help_is_the_default_and_lists_every_target(checkout):
     targets = set(re.findall(r"^([a-z][a-z-]*):(?! ARGS)", text, re.M)) - {"runtime", "dev"}
     asked_for = (
         "setup-all setup install install-force test quick-test train generate info check-deps init "
-        "clean clean-checkpoints clean-all bench lint help test-slow test-gpu serve serve-dev soak"
+        "clean clean-checkpoints clean-all bench lint help test-slow test-gpu test-browser serve serve-dev soak"
     )
     assert targets == set(asked_for.split())
     _, output = checkout.run("make")

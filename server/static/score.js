@@ -10,8 +10,7 @@ import { TokenView, Writing } from "./tokens.js";
  *   tokens that go on from there
  */
 export async function score(text, settings, onbranch) {
-  const { model, logprobs } = settings;
-  const told = await call("/v1/score", { method: "POST", body: { text, logprobs, ...(model ? { model } : {}) } });
+  const told = await ask(text, settings);
   const writing = new Writing(text, told.scored);
   writing.close();
   const body = h("div", { class: "prose model", tabindex: "0", role: "group", "aria-label": "The text that was scored; the arrows walk through its tokens" });
@@ -32,6 +31,17 @@ export async function score(text, settings, onbranch) {
     ),
     body,
   );
+}
+
+/** The server's judgement; of a text too long to be told token by token the figures alone. */
+async function ask(text, { model, logprobs }) {
+  const body = { text, ...(model ? { model } : {}) };
+  try {
+    return await call("/v1/score", { method: "POST", body: { ...body, logprobs } });
+  } catch (error) {
+    if (error.param !== "logprobs") throw error;
+    return call("/v1/score", { method: "POST", body });
+  }
 }
 
 function figure(name, value, meaning) {
