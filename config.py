@@ -303,6 +303,7 @@ class ServeConfig:
     jwt_secret: str = secret("", "what users' tokens are signed with, 32 bytes or more: openssl rand -hex 32")
     jwt_expire_minutes: int = setting(60, "how long a token lives")
     admin_key: str = secret("", "the key for POST /v1/admin/reload")
+    random_key: bool = setting(False, "yes: where neither keys nor users are set, make a key for this run and print it")
     allow_open: bool = setting(False, "yes: answer without authentication on a public address")
     trusted_proxies: tuple[str, ...] = setting((), "addresses of reverse proxies whose X-Forwarded-For is believed")
     cors_origins: tuple[str, ...] = setting(
@@ -325,6 +326,7 @@ class ServeConfig:
     # what is told
     log_level: str = setting("INFO", "how much is logged", ("DEBUG", "INFO", "WARNING", "ERROR"))
     metrics_token: str = secret("", "what Prometheus sends as its bearer token to read /metrics from another machine")
+    metrics_token_file: str = setting("", "a file that holds this token, in its place")
     metrics_port: int = setting(0, "serve /metrics on this port instead; 0 is the server's own")
 
     def __post_init__(self) -> None:
@@ -344,6 +346,8 @@ class ServeConfig:
             if not least <= getattr(self, name) <= top:
                 raise UserError(f"{where(name)} is {getattr(self, name)}; it must be from {least} to {top}.")
         self.log_level = self.log_level.upper()
+        if self.metrics_token_file:
+            self.metrics_token = self.read_metrics_token()
         for item in dataclasses.fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
             if choices and value not in choices:
@@ -358,6 +362,23 @@ class ServeConfig:
         for origin in self.cors_origins:
             if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/]+", origin):
                 raise UserError(f"LLM_CORS_ORIGINS has {origin!r}; write scheme and host, such as https://example.org.")
+
+    def read_metrics_token(self) -> str:
+        """The token that stands in a file, which Prometheus can read as well.
+
+        Raises:
+            UserError: when there is no such file, it is empty, or there is a token beside it.
+        """
+        if self.metrics_token:
+            raise UserError("LLM_METRICS_TOKEN and LLM_METRICS_TOKEN_FILE are both set: unset one of them.")
+        try:
+            token = Path(self.metrics_token_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise UserError(f"LLM_METRICS_TOKEN_FILE is {self.metrics_token_file!r}, which cannot be read ({reason}).") from error
+        if not token:
+            raise UserError(f"LLM_METRICS_TOKEN_FILE is {self.metrics_token_file!r}, which is empty: openssl rand -hex 32 makes a token.")
+        return token
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **flags: Any) -> ServeConfig:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from inference.host import Host
 
 FLUSH = 5  # seconds after the last token in which answers still go out
-DEV = {"docs": True, "metrics_port": 0}  # what differs for developers
+DEV = {"docs": True, "metrics_port": 0, "random_key": False}  # what differs for developers
 KEEP_ALIVE = 75  # seconds: longer than a proxy keeps its connections, which would else meet a closed one
 
 log = logging.getLogger("server")

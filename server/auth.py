@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,8 +24,8 @@ HELP = "send the header X-API-Key: KEY, or Authorization: Bearer KEY-OR-TOKEN"
 
 OPEN = (
     "nobody would have to say who they are, and others than this machine reach {host}: set LLM_API_KEYS (keys, comma-separated) "
-    "or LLM_USERS (name:password), or stay on --host 127.0.0.1. To answer without authentication on a public address all the "
-    "same, set LLM_ALLOW_OPEN=yes."
+    "or LLM_USERS (name:password), or LLM_RANDOM_KEY=yes for a key that is made and printed, or stay on --host 127.0.0.1. To answer without "
+    "authentication on a public address all the same, set LLM_ALLOW_OPEN=yes."
 )
 
 
@@ -45,6 +46,7 @@ class Gate:
     """Who may come in, as the configuration says.
 
     Attributes:
+        random_key: the key that was made for this run, where the configuration asks for one.
         notice: what the person who starts the server should know, if anything.
 
     Raises:
@@ -52,9 +54,12 @@ class Gate:
     """
 
     def __init__(self, config: ServeConfig):
-        self.keys = [(digest(key), Caller(f"key:{digest(key).hex()[:12]}", "key")) for key in config.api_keys]
-        self.admin = digest(config.admin_key) if config.admin_key else None
         users = read_users(config.users, config.users_file)
+        wanted = config.random_key and not (config.api_keys or users or config.allow_open)
+        self.random_key = secrets.token_urlsafe(24) if wanted else ""
+        keys = (self.random_key,) if wanted else config.api_keys
+        self.keys = [(digest(key), Caller(f"key:{digest(key).hex()[:12]}", "key")) for key in keys]
+        self.admin = digest(config.admin_key) if config.admin_key else None
         self.passwords = Passwords(users) if users else None
         secret, self.notice = signing_secret(config) if users else ("", "")
         self.tokens = Tokens(secret, config.jwt_expire_minutes) if users else None

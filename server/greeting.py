@@ -19,8 +19,10 @@ TOKEN = (
 def first_lines(config: ServeConfig, gate: Gate, port: int) -> str:
     """What is known before the model is loaded."""
     url = address(config, port)
-    lines = [f"{url} answers, in a browser too; the model is being loaded.", *filter(None, [gate.notice]), how_to_call(config, gate, url)]
-    return "\n".join(lines)
+    answers, call = f"{url} answers, in a browser too; the model is being loaded.", how_to_call(config, gate, url)
+    if gate.random_key:  # told nowhere else, so it comes first
+        return "\n".join([f"The key of this run is {gate.random_key} (LLM_API_KEYS sets keys that stay).", call, answers])
+    return "\n".join([answers, *filter(None, [gate.notice]), call])
 
 
 def address(config: ServeConfig, port: int) -> str:
@@ -31,6 +33,8 @@ def address(config: ServeConfig, port: int) -> str:
 
 def how_to_call(config: ServeConfig, gate: Gate, url: str) -> str:
     """A command that works as it stands, in a shell with the server's environment."""
+    if gate.random_key:
+        return f'curl {url}/v1/generate -H "X-API-Key: {gate.random_key}" {BODY}'
     if gate.keys:
         return f"curl {url}/v1/generate {KEY} {BODY}"
     if not gate.passwords:

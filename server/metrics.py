@@ -138,6 +138,7 @@ class EngineCollector(Collector):
         yield gauge("ready", "1 when a model answers.", len(engines))
         yield gauge("num_requests_running", "Requests that have a slot.", sum(each.running for each in stats))
         yield gauge("num_requests_waiting", "Requests in line.", sum(each.waiting for each in stats))
+        yield gauge("max_waiting", "Requests that may be in line; more get 429.", self.host.limits["max_waiting"])
         yield gauge("waiting_tokens", "Tokens of their prompts.", sum(each.waiting_tokens for each in stats))
         yield gauge("slots", "Requests that can run at once.", max((each.slots for each in stats), default=0))
         usage = max((each.kv_usage for each in stats), default=0)

@@ -144,6 +144,7 @@ def test_flags_that_are_named_exist(page, generator):
         name for parser in generator.parsers().values() for action in parser._actions for name in action.option_strings
     }
     theirs = {"--extra-index-url", "--break-system-packages", "--install", "--index-url", "--version", "--"}
+    theirs |= {"--cpus", "--env-file", "--gpus", "--stop-timeout", "--user"}  # Docker's
     for words in re.findall(r"`([^`\n]+)`", FENCE.sub("", read(page))):
         for flag in re.findall(r"(?<!\S)--[\w-]*", words):
             assert flag in known | theirs, f"{page.name} names {flag}"
