@@ -5,7 +5,8 @@ PY := venv/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench soak \
-	test quick-test test-slow test-gpu test-browser lint clean clean-checkpoints clean-all runtime dev
+	test quick-test test-slow test-gpu test-browser lint image image-push image-digest image-sbom obs-up obs-down verify-deploy \
+	clean clean-checkpoints clean-all runtime dev
 
 ##@ Start here
 help: ## This list
@@ -80,6 +81,51 @@ soak: runtime ## Half an hour of mixed load on the server: does anything grow?
 
 lint: dev ## Ruff over the whole house
 	$(PY) -m ruff check . $(ARGS)
+
+##@ Deployment
+IMAGE ?= my-llm
+VERSION ?= $(shell (git describe --tags --always --dirty 2>/dev/null || echo unknown) | tr -c 'A-Za-z0-9_.\n-' '-')
+COMPOSE ?= docker compose
+remote = $(shell printf %s '$(REGISTRY)/$(IMAGE)' | tr A-Z a-z)
+export BASE_IMAGE TORCH_INDEX NETWORK # for compose, and for deploy/verify.py
+
+image: ## Build the container image (BASE_IMAGE=... TORCH_INDEX=... NETWORK=host)
+	docker build $(if $(NETWORK),--network $(NETWORK)) $(foreach each,BASE_IMAGE TORCH_INDEX,$(if $($(each)),--build-arg $(each)=$($(each)))) \
+		--build-arg VERSION=$(VERSION) -t $(IMAGE):latest -t $(IMAGE):$(VERSION) .
+
+image-push: ## Push it, by its version and as latest (REGISTRY=ghcr.io/you)
+	$(need_registry)
+	for tag in $(VERSION) latest; do \
+		docker tag $(IMAGE):$(VERSION) $(remote):$$tag && docker push $(remote):$$tag || exit 1; done
+
+image-digest: ## What the registry calls the image that was pushed (REGISTRY=ghcr.io/you)
+	$(need_registry)
+	@docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $(remote):$(VERSION) | grep '^$(remote)@'
+
+image-sbom: build/tools/.installed ## List what is in the image: build/sbom.spdx.json
+	build/tools/bin/syft scan docker:$(IMAGE):$(VERSION) --output spdx-json=build/sbom.spdx.json --quiet
+
+obs-up: deploy/secrets/metrics_token ## Start the server, Prometheus and Grafana: ports 8000, 9090, 3000
+	@mkdir -p checkpoints
+	$(COMPOSE) up --detach --build
+
+obs-down: ## Stop them; sessions and figures stay
+	$(COMPOSE) down
+
+verify-deploy: dev build/tools/.installed ## Check all of it: build, run, stop, watch and push the image
+	$(PY) -m deploy.verify
+
+need_registry = @[ -n "$(REGISTRY)" ] || { echo "Where to? make $@ REGISTRY=ghcr.io/you" >&2; exit 2; }
+
+# The folder is private, so the file need not be: containers read it as users of their own.
+deploy/secrets/metrics_token:
+	@mkdir -p -m 700 deploy/secrets
+	@$(or $(PYTHON),python3) -c 'import secrets; print(secrets.token_hex(32))' >$@
+
+build/tools/.installed: deploy/requirements.txt
+	@$(or $(PYTHON),python3) -m venv build/tools
+	@build/tools/bin/python -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
 
 ##@ Tidying up
 # find does not follow links, and rm takes a link away without touching what it points to.
