@@ -56,27 +56,33 @@ class Answer:
     usage: dict[str, Any]
 
 
-def engine_of(request: Request) -> Engine:
-    """The engine that answers now.
+def engines_of(request: Request) -> list[Engine]:
+    """The engine that answers now, and those before it that can still be asked by name.
 
     Raises:
         ApiError: 503 with the reason, while there is none.
     """
     try:
-        return request.app.state.host.engine
+        return request.app.state.host.engines()
     except NotReady as error:
         raise not_ready(error) from None
 
 
-def check_name(engine: Engine, name: str) -> None:
-    """Refuses a model that is not here.
+def engine_of(request: Request, name: str | None = None) -> Engine:
+    """The engine of this name; without one, or called `default`, the one that answers now.
 
     Raises:
-        ApiError: 404.
+        ApiError: 503 with the reason, while there is none; 404 for a model that is not here.
     """
-    if name not in (engine.model_id, DEFAULT):
-        message = f"there is no such model; this server has {engine.model_id}, which is {DEFAULT} as well."
-        raise ApiError(404, message, param="model", code="model_not_found")
+    engines = engines_of(request)
+    if name in (None, DEFAULT):
+        return engines[0]
+    for engine in engines:
+        if engine.model_id == name:
+            return engine
+    here = [f"{engines[0].model_id}, which is {DEFAULT} as well", *(engine.model_id for engine in engines[1:])]
+    message = f"there is no such model; this server has {'; '.join(here)}."
+    raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def not_ready(error: NotReady) -> ApiError:

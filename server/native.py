@@ -126,8 +126,7 @@ async def prepare(http_request: Request, sent: GenerateRequest, caller: Caller) 
     Raises:
         ApiError: 404 for a model that is not here, 422 for what the model cannot do, 503 while there is none or the sessions fail.
     """
-    engine, settings = answer.engine_of(http_request), sent.settings()
-    answer.check_name(engine, sent.model or answer.DEFAULT)
+    engine, settings = answer.engine_of(http_request, sent.model), sent.settings()
     check(sent, settings, engine, http_request.app.state.config.max_new_tokens)
     turns: Turns = []
     if sent.session_id:

@@ -53,23 +53,20 @@ Known = Annotated[Caller, Depends(caller)]
 
 @router.get("/models")
 async def models(request: Request, who: Known) -> dict[str, Any]:
-    """The model that answers now, as a list of one."""
-    return {"object": "list", "data": [describe(answer.engine_of(request))]}
+    """The model that answers now, then those before it that can still be asked by name."""
+    return {"object": "list", "data": [describe(engine) for engine in answer.engines_of(request)]}
 
 
 @router.get("/models/{model}")
 async def one_model(request: Request, model: str, who: Known) -> dict[str, Any]:
     """The model of this name."""
-    engine = answer.engine_of(request)
-    answer.check_name(engine, model)
-    return describe(engine)
+    return describe(answer.engine_of(request, model))
 
 
 @router.post("/completions")
 async def completions(request: Request, body: Completion, who: Known) -> Response:
     """Texts that go on from prompts."""
-    engine = answer.engine_of(request)
-    answer.check_name(engine, body.model)
+    engine = answer.engine_of(request, body.model)
     prompts = several(body.prompt)
     check_number(request, len(prompts) * body.choices, "prompt")
     settings = body.settings(
@@ -89,8 +86,7 @@ async def completions(request: Request, body: Completion, who: Known) -> Respons
 @router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatCompletion, who: Known) -> Response:
     """The next thing that the assistant says. `dropped_messages` are those that the context had no room for."""
-    engine = answer.engine_of(request)
-    answer.check_name(engine, body.model)
+    engine = answer.engine_of(request, body.model)
     check_number(request, body.choices, "n")
     asked = body.max_completion_tokens or body.max_tokens
     messages = [Message(message.role, message.text()) for message in body.messages]

@@ -26,8 +26,7 @@ async def score(
     http_request: Request, sent: ScoreRequest, caller: Annotated[Caller, Depends(caller)]
 ) -> dict[str, Any]:
     """Scores every token of a text. In a text longer than the context, each has at least half a context before it."""
-    engine = answer.engine_of(http_request)
-    answer.check_name(engine, sent.model or answer.DEFAULT)
+    engine = answer.engine_of(http_request, sent.model)
     ids = await asyncio.to_thread(scored_ids, engine, sent.text)
     check_report(http_request, sent, len(ids) - 1)
     scored: list[Token] = []

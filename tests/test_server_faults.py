@@ -305,6 +305,44 @@ def test_a_reload_swaps_the_model_without_dropping_a_request(start, model):
     assert server.generate().json()["model"]["step"] == 9
 
 
+def test_each_new_checkpoint_is_followed_and_those_before_can_still_be_asked(start, tiny_model):
+    """A run writes better and better models; who asks meanwhile is always answered, and each model answers to its name."""
+    server = start(checkpoint=False, LLM_FOLLOW="yes")
+    answers, done = [], threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            while not done.is_set():
+                answers.append(client.post("/v1/generate", json={"prompt": "Once", "max_new_tokens": 40}).status_code)
+
+    def said(model: str = "default") -> str:
+        answer = server.generate(model=model, temperature=0, max_new_tokens=20).json()
+        assert model in ("default", answer["model"]["id"])
+        return answer["text"]
+
+    texts = {}
+    thread = threading.Thread(target=ask)
+    for step in range(1, 5):
+        save(server.folder / "best_model.pt", tiny_model(block_size=64, seed=step), step=step)
+        name = f"tiny@{step}"
+        server.wait(lambda name=name: server.client.get("/readyz").json().get("model", {}).get("id") == name)
+        if step == 1:
+            thread.start()
+        texts[name] = said()
+        assert [each["id"] for each in server.client.get("/v1/models").json()["data"]] == list(texts)[::-1]
+    done.set()
+    thread.join()
+    assert set(answers) == {200}
+    assert {name: said(name) for name in texts} == texts and len(set(texts.values())) == 4
+    answer = server.generate(model="tiny@9")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert "tiny@2" in answer.json()["error"]["message"]
+    (server.folder / "best_model.pt").write_bytes(b"damaged")
+    server.wait(lambda: "is damaged" in server.err.read_text())
+    assert said() == texts["tiny@4"]
+    assert server.stop() == 0
+
+
 def test_without_a_checkpoint_it_lives_and_says_what_it_waits_for(start, model):
     server = start(checkpoint=False)
     server.wait(lambda: "there is no checkpoint at" in server.client.get("/readyz").text)
