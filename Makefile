@@ -4,7 +4,7 @@
 PY := venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup-all setup install install-force init check-deps train generate info serve serve-dev bench soak \
+.PHONY: help setup-all setup install install-force init check-deps train watch generate info serve serve-dev bench soak \
 	test quick-test test-slow test-gpu test-browser lint image image-push image-digest image-sbom obs-up obs-down verify-deploy \
 	clean clean-checkpoints clean-all runtime dev
 
@@ -19,6 +19,11 @@ help: ## This list
 train: ARGS ?= --preset quick
 train: runtime ## Train a model (ARGS="--preset quick", under three minutes)
 	$(PY) train_cli.py $(ARGS)
+
+watch: HOST ?= 127.0.0.1
+watch: PORT ?= 8001
+watch: runtime ## See the runs in the browser while they train (HOST=127.0.0.1 PORT=8001)
+	@$(PY) train_cli.py watch --host $(HOST) --port $(PORT) $(ARGS)
 
 generate: runtime ## Write text with the newest model (ARGS="--prompt 'Once upon'")
 	$(PY) generate.py $(ARGS)

@@ -324,6 +324,7 @@ class ServeConfig:
     session_days: float = setting(30.0, "days after its last use that a session is deleted; 0 is never")
     session_turns: int = setting(100, "newest turns of a session that are kept")
     # what is told
+    log_dir: str = setting("", "folder of the logs of training, which /training shows; empty is logs/ beside the toolkit")
     log_level: str = setting("INFO", "how much is logged", ("DEBUG", "INFO", "WARNING", "ERROR"))
     metrics_token: str = secret("", "what Prometheus sends as its bearer token to read /metrics from another machine")
     metrics_token_file: str = setting("", "a file that holds this token, in its place")

@@ -11,13 +11,13 @@ import dataclasses
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from argparse import SUPPRESS
 from typing import TYPE_CHECKING, Any
 
 from config import ROOT, Parser, ServeConfig, UserError
+from server.listening import bind
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -68,7 +68,7 @@ def serve(config: ServeConfig) -> None:
     """Serves until a signal ends it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn, which has handlers of its own, runs
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(bind(config.host, config.port))
+        listening = stack.enter_context(bind(config.host, config.port))  # before all that takes its time to load
         from server import greeting, logs, metrics_routes
 
         logs.configure(config.log_level, readable=False)
@@ -80,25 +80,6 @@ def serve(config: ServeConfig) -> None:
         make_server(app, config).run(sockets=[listening])
     if "loader" in {thread.name for thread in threading.enumerate()}:
         os._exit(0)  # the interpreter's usual end would crash a thread that is in the middle of loading a model
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; who calls before the server runs waits in line.
-
-    Raises:
-        UserError: when the address is unknown, or the port taken.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(2048)
-    except OSError as error:
-        taken = "" if isinstance(error, socket.gaierror) else f" at port {port}"
-        raise UserError(f"cannot listen on {host}{taken} ({error.strerror}): pass another --host or --port.") from error
-    return listening
 
 
 def make_server(app: FastAPI, config: ServeConfig) -> Any:

@@ -341,6 +341,7 @@ class Trainer:
             state.best, state.best_step, state.stale = score.loss, state.step, 0
             if self.ranks.first:
                 checkpoint.write(self.folder / checkpoint.BEST, self.content(score))
+            self.tell_saved(checkpoint.BEST, score)
             if first:
                 self.publish()
         else:
@@ -441,7 +442,12 @@ class Trainer:
         if self.ranks.first:
             self.log.sync()
             checkpoint.save_last(self.folder, self.content(self.score_here(), training=True))
+        self.tell_saved(checkpoint.LAST, self.score_here())
         self.saved_at = time.monotonic()
+
+    def tell_saved(self, file: str, score: Score | None) -> None:
+        """Logs that a file now holds this step, for those who watch."""
+        self.log.event("checkpoint", step=self.progress.step, file=file, val_loss=score and score.loss)
 
     def publish(self) -> None:
         """Points the links above the runs at this one, so that they are right even if this process is killed."""
@@ -516,6 +522,7 @@ def final_score(trainer: Trainer) -> Score:
         state.best, state.best_step = score.loss, state.step
         if trainer.ranks.first:
             checkpoint.write(best_file, trainer.content(score))
+        trainer.tell_saved(checkpoint.BEST, score)
     return score
 
 

@@ -1,4 +1,4 @@
-"""The front door of training: `python train_cli.py --preset quick`, and the verbs plan, evaluate, average, export, import, compare.
+"""The front door of training: `python train_cli.py --preset quick`, and the verbs plan, evaluate, average, export, import, compare, watch.
 
 Each verb is one function that reads from top to bottom like the story of what it does.
 """
@@ -10,6 +10,7 @@ import time
 
 STARTED = time.monotonic()  # a budget counts from here: loading torch is part of it
 
+import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import errno  # noqa: E402
@@ -614,6 +615,21 @@ def compare(argv: list[str]) -> int:
     return 0
 
 
+def watch(argv: list[str]) -> int:
+    """The page of training in the browser."""
+    parser = Parser(prog="train_cli.py watch", description="Shows the runs in the browser while they are trained.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
+    parser.add_argument("--port", type=int, default=8001, help="port to listen on; 0 takes a free one [8001]")
+    parser.add_argument("--log_dir", "--log-dir", default=argparse.SUPPRESS, help="folder of the logs [logs]")
+    given = vars(parser.parse_args(argv))
+
+    from config import ServeConfig
+    from server.watch import run
+
+    run(ServeConfig.from_env(os.environ, **given))
+    return 0
+
+
 VERBS = {
     "train": train,
     "plan": make_plan_only,
@@ -622,6 +638,7 @@ VERBS = {
     "export": export,
     "import": import_,
     "compare": compare,
+    "watch": watch,
 }
 
 

@@ -26,6 +26,7 @@ from server import (
     pages,
     score,
     session_routes,
+    training_page,
 )
 from server.auth import Gate
 from server.limits import BodyLimit
@@ -55,7 +56,8 @@ def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
     app.state.config, app.state.gate, app.state.host, app.state.metrics = config, gate, host, metrics
     app.state.sessions = Sessions(config.session_db, config.session_days, config.session_turns)
     errors.install(app)
-    rooms = [native, score, session_routes, openai_routes, login, operations, pages]
+    app.state.runs = training_page.Runs(config.log_dir)
+    rooms = [native, score, session_routes, openai_routes, login, operations, training_page, pages]
     for room in rooms if config.metrics_port else [*rooms, metrics_routes]:
         app.include_router(room.router, responses=errors.DOCUMENTED)
     return app

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Request, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from config import ServeConfig, UserError
@@ -115,20 +115,28 @@ Key = Annotated[str | None, Security(api_key)]
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(http_bearer)]
 
 
-async def caller(request: Request, key: Key, bearer: Bearer) -> Caller:
+async def reader(request: Request, key: Key, bearer: Bearer) -> Caller:
+    """The dependency of what is looked at every second or two: identifies the caller, and counts nothing.
+
+    Raises:
+        ApiError: 401 or 403.
+    """
+    found = request.app.state.gate.identify(key, bearer.credentials if bearer else None)
+    trace_of(request).caller = found.name
+    if found.kind == "open":
+        refuse_foreign_names(request)
+        refuse_foreign_pages(request)
+    return found
+
+
+async def caller(request: Request, found: Annotated[Caller, Depends(reader)]) -> Caller:
     """The dependency of every endpoint that does work: identifies the caller, and counts the request.
 
     Raises:
         ApiError: 401, 403 or 429.
     """
-    gate, trace = request.app.state.gate, trace_of(request)
-    found = gate.identify(key, bearer.credentials if bearer else None)
-    trace.caller = found.name
-    if found.kind == "open":
-        refuse_foreign_names(request)
-        refuse_foreign_pages(request)
     who = f"{found.name}:{address(request)}" if found.kind == "open" else found.name
-    trace.headers |= gate.rate.hit(who)
+    trace_of(request).headers |= request.app.state.gate.rate.hit(who)
     return found
 
 

@@ -105,7 +105,8 @@ async def http_error(request: Request, error: HTTPException) -> JSONResponse:
     """What the framework refuses: unknown paths, wrong methods, bodies that cannot be read."""
     message, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404:
-        message = f"there is nothing at {clip(request.url.path)}; POST /v1/generate writes text."
+        hint = "POST /v1/generate writes text" if hasattr(request.app.state, "host") else "/training shows the runs"
+        message = f"there is nothing at {clip(request.url.path)}; {hint}."
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(methods(request))
         message = f"{clip(request.method)} is not for {clip(request.url.path)}; it takes {headers['Allow']}."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 from config import ServeConfig
-from inference.engine import Engine
 from server.auth import Gate
+
+if TYPE_CHECKING:
+    from inference.engine import Engine
 
 BODY = """-H "Content-Type: application/json" -d '{"prompt":"Hello","max_new_tokens":64}'"""
 # The shell fills in the secret, so that it stands in no log.

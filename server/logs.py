@@ -16,7 +16,8 @@ from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-QUIET = {"/healthz", "/readyz", "/metrics", "/static/{name}"}  # asked often, and nothing to learn from: logged at DEBUG
+# asked often, and nothing to learn from: logged at DEBUG
+QUIET = {"/healthz", "/readyz", "/metrics", "/static/{name}", "/training/runs", "/training/runs/{name}"}
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 LEFT = 499  # nginx's status for a client that went before its answer came
 log = logging.getLogger("server.requests")

@@ -1,4 +1,4 @@
-"""The pages that people open in a browser: `/`, and the files that they are made of.
+"""The pages that people open in a browser: `/`, `/training`, and the files that they are made of.
 
 They hold no secret and ask for no key; what they ask of the API does. Everything comes from this server and nothing from
 elsewhere, which the headers below make the browser see to.
@@ -37,6 +37,12 @@ router = APIRouter(include_in_schema=False)
 async def playground(request: Request) -> Response:
     """Where a model is tried out."""
     return await page(request, "index.html")
+
+
+@router.api_route("/training", methods=["GET", "HEAD"])
+async def training(request: Request) -> Response:
+    """The live page of training."""
+    return await page(request, "training.html")
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])

@@ -16,7 +16,7 @@ import config
 from config import PRESETS, ROOT, GenerateConfig, ModelConfig, TrainConfig
 from tests.runs import environment, main_here, small_run
 
-VERBS = ["", "plan", "evaluate", "average", "export", "import", "compare"]
+VERBS = ["", "plan", "evaluate", "average", "export", "import", "compare", "watch"]
 
 
 def refused(folder, monkeypatch, capsys, *arguments: str) -> str:
@@ -252,15 +252,15 @@ def test_compare_shows_the_best_first(trained, monkeypatch, capsys):
     assert "bits/byte" in capsys.readouterr().out
 
 
-def test_compare_knows_a_run_that_was_killed(trained, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    lines = (trained / "logs" / "a" / "events.jsonl").read_text().splitlines()
-    (folder / "events.jsonl").write_text("\n".join([*lines[:8], lines[8][:20]]))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "events.jsonl").write_text("")
+def test_compare_tells_a_run_that_was_killed_from_one_in_progress(trained, tmp_path, monkeypatch, capsys):
+    events = [json.loads(line) for line in (trained / "logs" / "a" / "events.jsonl").read_text().splitlines()]
+    for name, ago in (("killed", 3600), ("alive", 0), ("empty", None)):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({**event, "time": time.time() - ago}) for event in events[:8]] if ago is not None else []
+        (tmp_path / name / "events.jsonl").write_text("\n".join([*lines, '{"event": "st']))
     assert main_here(tmp_path, monkeypatch, "compare", "--log_dir", str(tmp_path)) == 0
-    assert "running or killed" in capsys.readouterr().out
+    ends = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert ends == {"run": "ended", "killed": "killed?", "alive": "running", "empty": "killed?"}
 
 
 MISSING = [
@@ -270,6 +270,7 @@ MISSING = [
     ["export", "no.pt", "--out", "x"],
     ["import", "no", "--out", "x"],
     ["compare", "no"],
+    ["watch", "--port", "99999"],
     ["export", "no.pt"],
     ["import"],
     ["average"],

@@ -115,12 +115,14 @@ def door(words: list[str]) -> tuple[str, list[str]] | None:
     if words[0] == "make":
         flags = next((word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")), None)
         verbs = {"train": "train_cli.py", "info": "train_cli.py plan", "generate": "generate.py", "serve": "serve.py"}
+        verbs |= {"watch": "train_cli.py watch"}
         name = verbs.get(words[1])
         return (name, shlex.split(flags)) if flags is not None and name and "..." not in flags else None
     if len(words) < 2 or words[1] not in DOORS:
         return None
     name, flags = words[1].replace("train.py", "train_cli.py"), words[2:]
-    if name == "train_cli.py" and flags and flags[0] in ("plan", "evaluate", "average", "export", "import", "compare"):
+    verbs = ("plan", "evaluate", "average", "export", "import", "compare", "watch")
+    if name == "train_cli.py" and flags and flags[0] in verbs:
         return f"{name} {flags[0]}", flags[1:]
     return name, flags
 

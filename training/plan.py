@@ -11,6 +11,7 @@ from model import GPT, flops_per_token
 from training import calibrate
 from training.distributed import Ranks
 from training.optim import muon_share
+from training.units import count, duration, size
 
 COMPILING = {"cpu": 20.0, "cuda": 60.0}  # seconds that torch.compile costs the first time, about
 GAIN = {("cpu", "classic"): 1.0, ("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least
@@ -198,22 +199,3 @@ def warnings(plan: Plan, config: TrainConfig, device: torch.device, train_tokens
     if not plan.compile and config.compile == "auto" and not calibrate.has_compiler(device):
         found.append("no C++ compiler here, so everything runs eager; with g++ installed long runs compile")
     return found
-
-
-def count(n: float) -> str:
-    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.3g} {unit}"
-    return f"{n:.0f}"
-
-
-def size(n: float) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
-
-
-def duration(s: float) -> str:
-    if s < 120:
-        return f"{s:.0f} s"
-    if s < 7200:
-        return f"{s / 60:.0f} min"
-    return f"{s / 3600:.1f} h" if s < 172800 else f"{s / 86400:.1f} days"

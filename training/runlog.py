@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from config import UserError
 
+FLUSH_SECONDS = 1.0  # after which a step's line is handed on at the latest: somebody may be watching
+
 
 class RunLog:
     """The log of a run in `logs/<run>/`. On ranks other than the first it writes nothing."""
@@ -22,6 +24,7 @@ class RunLog:
         self.folder, self.active, self.show = folder, active, active and progress
         self.bar: tqdm | None = None
         self.board = None
+        self.synced = time.monotonic()
         if not active:
             return
         try:
@@ -37,7 +40,7 @@ class RunLog:
             return
         line = {"event": kind, "time": round(time.time(), 3), **{name: finite(value) for name, value in values.items()}}
         self.events.write(json.dumps(line) + "\n")
-        if kind != "step":
+        if kind != "step" or time.monotonic() - self.synced > FLUSH_SECONDS:
             self.sync()
         if kind in ("step", "evaluation"):
             self.scalars(kind, values)
@@ -54,6 +57,7 @@ class RunLog:
         """Hands what was written to the operating system, so that a killed run loses no line of a saved step."""
         if self.active:
             self.events.flush()
+            self.synced = time.monotonic()
 
     def say(self, text: str = "") -> None:
         """A line for the person, above the bar."""
