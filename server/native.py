@@ -128,14 +128,11 @@ async def prepare(http_request: Request, sent: GenerateRequest, caller: Caller) 
     """
     engine, settings = answer.engine_of(http_request, sent.model), sent.settings()
     check(sent, settings, engine, http_request.app.state.config.max_new_tokens)
-    turns: Turns = []
-    if sent.session_id:
-        most = engine.block_size * CHARACTERS
-        turns = await ask(http_request, Sessions.begin, caller.name, sent.session_id, most)
     if sent.messages:
+        turns = await history(http_request, engine, caller, sent)
         return await conversation(http_request, engine, caller, sent, settings, turns)
     ids, history_tokens = await answer.prompt_ids(engine, sent.prompt), 0
-    if turns:
+    if turns := await history(http_request, engine, caller, sent):
         new = settings.max_new_tokens + len(settings.prefix_ids)
         ids, history_tokens = await asyncio.to_thread(joined, engine, turns, sent.prompt, new)
     return Job(http_request, engine, caller, sent, settings, ids, history_tokens)
@@ -161,6 +158,14 @@ def check(sent: GenerateRequest, settings: Settings, engine: Engine, most: int) 
         if strange := [i for i in getattr(settings, name) if i >= engine.tokenizer.vocab_size]:
             last = engine.tokenizer.vocab_size - 1
             raise ApiError(422, f"{name} names the token {strange[0]}; this model has 0 to {last}.", param=name)
+
+
+async def history(http_request: Request, engine: Engine, caller: Caller, sent: GenerateRequest) -> Turns:
+    """The newest turns of the request's session, as much as the context could hold."""
+    if not sent.session_id:
+        return []
+    most = engine.block_size * CHARACTERS
+    return await ask(http_request, Sessions.begin, caller.name, sent.session_id, most)
 
 
 async def conversation(

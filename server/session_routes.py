@@ -46,13 +46,14 @@ class Page(BaseModel):
 
 
 class Summary(BaseModel):
-    """A session as the list has it; `begins` is null where nothing was written yet."""
+    """A session as the list has it; `prompt` and `text` are how its first turn begins, null where nothing was written yet."""
 
     session_id: str
     created: float
     used: float
     turns: int
-    begins: str | None
+    prompt: str | None
+    text: str | None
 
 
 class Listed(BaseModel):

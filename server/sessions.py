@@ -25,7 +25,7 @@ from config import UserError
 APPLICATION = 0x4C4C4D53  # "LLMS", in the file's header: it is ours
 VERSION = 1
 SESSION_ID = r"^[A-Za-z0-9._:@-]{1,128}$"
-BEGINNING = 120  # characters of a session that its list shows
+BEGINNING = 120  # characters of a session's first turn that the list shows
 WAIT = 2.0  # seconds for another process's lock
 THREADS = 4
 PROBE_EVERY = 1.0  # seconds
@@ -175,14 +175,15 @@ class Sessions:
         return {"session_id": name, "created": session[1], "used": session[2], "turns": turns, "next": following}
 
     def recent(self, owner: str, before: float, limit: int) -> list[dict[str, Any]]:
-        """Sessions last used before an instant, the newest first: how many turns each has, and how it begins."""
+        """Sessions last used before an instant, the newest first: how many turns each has, and how the first of them begins."""
         rows = self.connection().execute(
-            "SELECT name, created, used, (SELECT count(*) FROM turns WHERE session = key), "
-            "(SELECT substr(prompt || text, 1, ?) FROM turns WHERE session = key ORDER BY number LIMIT 1) "
-            "FROM sessions WHERE owner = ? AND used < ? AND used >= ? ORDER BY used DESC LIMIT ?",
-            [BEGINNING, owner, before, self.oldest(), limit],
+            "SELECT name, sessions.created, used, (SELECT count(*) FROM turns WHERE session = key), substr(prompt, 1, ?), substr(text, 1, ?) "
+            "FROM sessions LEFT JOIN turns ON session = key AND number = (SELECT min(number) FROM turns WHERE session = key) "
+            "WHERE owner = ? AND used < ? AND used >= ? ORDER BY used DESC LIMIT ?",
+            [BEGINNING, BEGINNING, owner, before, self.oldest(), limit],
         )
-        return [dict(zip(("session_id", "created", "used", "turns", "begins"), row, strict=True)) for row in rows]
+        names = ("session_id", "created", "used", "turns", "prompt", "text")
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def fork(self, owner: str, name: str, to: str, last: int) -> bool | None:
         """Copies the turns of a session up to a number into a new one; None for no such session, False for a name that is taken."""

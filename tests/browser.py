@@ -108,7 +108,15 @@ class Browser:
     # ---- doing
 
     def click(self, target: Any) -> None:
-        (self.one(target) if isinstance(target, str) else target).click()
+        """Clicks; what the bar on top hides is scrolled into sight first, as a person would."""
+        from selenium.common.exceptions import ElementClickInterceptedException
+
+        element = self.one(target) if isinstance(target, str) else target
+        try:
+            element.click()
+        except ElementClickInterceptedException:
+            self.js("arguments[0].scrollIntoView({block: 'center'})", element)
+            element.click()
 
     def tap(self, element: Any) -> None:
         """With a finger."""

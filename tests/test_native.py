@@ -181,12 +181,17 @@ def test_the_callers_sessions_are_listed_the_last_used_first(client):
         client.post("/v1/generate", json={"prompt": name, "max_new_tokens": 0, "session_id": name}, headers=you)
     listed = client.get("/v1/sessions", headers=you).json()
     assert [each["session_id"] for each in listed["sessions"]] == ["three", "one", "two"]
-    assert [(each["turns"], each["begins"]) for each in listed["sessions"]] == [(1, "three"), (2, "one"), (1, "two")]
+    assert [(each["turns"], each["prompt"]) for each in listed["sessions"]] == [(1, "three"), (2, "one"), (1, "two")]
+    assert {each["text"] for each in listed["sessions"]} == {""}
     first = client.get("/v1/sessions?limit=2", headers=you).json()
     rest = client.get("/v1/sessions", params={"before": first["next"]}, headers=you).json()
     assert [each["session_id"] for each in rest["sessions"]] == ["two"]
     assert (rest["next"], listed["next"]) == (None, None)
     assert "two" not in str(client.get("/v1/sessions").json())
+    refused = {"messages": [{"role": "user", "content": "x" * 99}], "session_id": "talk"}
+    assert client.post("/v1/generate", json=refused, headers=you).status_code == 422
+    newest = client.get("/v1/sessions?limit=1", headers=you).json()["sessions"][0]
+    assert (newest["session_id"], newest["turns"], newest["prompt"], newest["text"]) == ("talk", 0, None, None)
     for wrong in ("before=nan", "limit=0", "before=x"):
         assert client.get(f"/v1/sessions?{wrong}", headers=you).status_code == 422
 

@@ -105,5 +105,5 @@ export class Account {
   }
 }
 
-/** A message of the server, begun as a sentence. */
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+/** A message of the server, begun as a sentence; the name of a field stays as it is. */
+export const sentence = (text) => (/^[a-z]+\W/.test(text) && !/^\w+:/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text);

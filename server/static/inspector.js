@@ -10,14 +10,14 @@ const NARROW = matchMedia("(max-width: 40rem)");
 export class Inspector {
   /**
    * @param {() => number} eot the id that ends a text
-   * Each TokenView may have `onbranch(at, alternative)`, and `taken(at, id)`: whether that road was gone before.
+   * Each TokenView may have `onbranch(at, alternative)`, and `taken(at, id)`: whether that road was gone before. Its `last` is the
+   * span that was looked at last.
    */
   constructor(eot) {
     this.eot = eot;
     this.card = $("inspector");
     this.at = null; // {view, index, token}
     this.pinned = false;
-    this.leaving = false;
     this.timer = 0;
     document.addEventListener("pointerover", (event) => this.over(event));
     document.addEventListener("click", (event) => this.click(event));
@@ -50,7 +50,7 @@ export class Inspector {
   /** The keyboard enters a text at its first token, and walks by the arrows. */
   focus(event) {
     const view = event.target.view;
-    if (view && this.leaving) return;
+    if (view?.quiet) return;
     if (view && event.target.matches(":focus-visible")) this.walk(view, Math.min(view.last ?? 0, view.writing.spans.length - 1));
     else if (!view && !this.card.contains(event.target) && !this.pinned) this.hide();
   }
@@ -124,9 +124,7 @@ export class Inspector {
     this.card.hidden = true;
     this.at = null;
     this.pinned = false;
-    this.leaving = true; // the focus goes back to the text, which shall not open the card again
-    if (back && inside) view?.element.focus({ preventScroll: true });
-    this.leaving = false;
+    if (back && inside) view?.focus();
   }
 
   mark(element) {

@@ -36,10 +36,13 @@ const MODES = {
     text: "Paste one: you get its bits per byte, and see which words the model did not expect. A click on what it expected instead writes on from there.",
   },
 };
-const STARTERS = ["Once upon a time", "The old lighthouse", "Two friends found a map", "On a cold morning"];
+const STARTERS = ["Once upon a time", "There was once", "Far away", "One Tuesday in September"];
 
 const settings = new Settings();
-const account = new Account(() => enter());
+const account = new Account(() => {
+  startOver(); // what was written belongs to somebody else now
+  enter();
+});
 const sheet = new Sheet({ again: (turn) => write(() => story.again(turn)), branch, choose: (turn) => story.choose(turn), curl: (turn) => copyCurl(turn) });
 const shelf = new Shelf({ open: openText, removed, failed: fail });
 const readiness = new Readiness({ ready: enter, waiting });
@@ -70,6 +73,10 @@ async function enter(known) {
       });
     });
     drawModels();
+    if (!story.path.length && $("keep").checked !== keeps()) {
+      $("keep").checked = keeps();
+      startOver();
+    }
   } catch (error) {
     fail(error, () => enter());
   }
@@ -77,16 +84,15 @@ async function enter(known) {
 
 /** The model does not answer yet, or no more. */
 function waiting(error) {
-  const writable = error.code === "sessions_failed"; // there is a model, but nothing can be kept
   const loading = error.message.startsWith("the model is being loaded");
-  ready = writable;
+  ready = false;
   $("model-dot").className = "dot waiting";
   $("model").textContent = loading ? "The model is being loaded. This page is ready by itself in a moment." : "No model answers now.";
   drawComposer();
   if ($("notice").dataset.of === error.message) return; // said already
   if (loading) hideNotice();
   else if (error.status === 0) showError(error);
-  else showNotice(writable ? "Nothing can be kept now" : "No model answers now", `${sentence(error.message)} This page looks again by itself.`);
+  else showNotice("No model answers now", `${sentence(error.message)} This page looks again by itself.`);
   $("notice").dataset.of = error.message;
 }
 
@@ -116,6 +122,12 @@ function millions(count) {
 /** What a request is sent with. */
 function requestSettings() {
   return { ...settings.values(), ...(models.length > 1 ? { model: model().id } : {}) };
+}
+
+/** Texts are kept if you said so, and else where they are yours alone: on your own machine, or with a key or a login. */
+function keeps() {
+  const here = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/.test(location.hostname);
+  return remembered("keep", here || credentials.get() !== null);
 }
 
 function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").checked, name) {
@@ -152,12 +164,17 @@ function keepNote(from) {
   const [name] = [...from.last.sessions.keys()].reverse();
   if (!name || !from.last.number) return;
   const [first] = from.path;
-  shelf.note(name, from.last.number, clip(`${first.input}${first.writing.text}`, 120));
+  shelf.note(name, from.last.number, { prompt: first.input, text: first.writing.text });
   if (from === story) shelf.mark(from.name);
 }
 
 function fail(error, again) {
-  if (error.param && settings.blame(error.param)) announce(error.message);
+  const blamed = error.param && settings.find(error.param);
+  if (blamed) {
+    const [, opener] = openers;
+    if (opener.checkVisibility()) openPanel(opener);
+    settings.blame(blamed, sentence(error.message));
+  }
   if (!error.status && error.param) showNotice("A setting does not fit", error.message);
   else showError(error, again);
   if (error.status === 0 && !error.param || error.code === "not_ready") readiness.watch();
@@ -273,15 +290,21 @@ function drawComposer() {
   $("chat-note").hidden = mode !== "chat" || $("model").dataset.chats !== "false";
 }
 
-function closePanels() {
-  delete document.body.dataset.panel;
-  for (const button of document.querySelectorAll(".panel-open")) button.setAttribute("aria-expanded", "false");
+const openers = document.querySelectorAll(".panel-open"); // in sight only where the window has no room for their panels
+
+function openPanel(opener) {
+  $(opener.dataset.panel).classList.add("drawn");
+  opener.setAttribute("aria-expanded", "true");
+  $(opener.dataset.panel).querySelector(".panel-close").focus();
 }
 
-function openPanel(button) {
-  document.body.dataset.panel = button.dataset.panel;
-  button.setAttribute("aria-expanded", "true");
-  $(button.dataset.panel).querySelector(".panel-close").focus();
+function closePanels() {
+  for (const opener of openers) {
+    if (!$(opener.dataset.panel).classList.contains("drawn")) continue;
+    $(opener.dataset.panel).classList.remove("drawn");
+    opener.setAttribute("aria-expanded", "false");
+    opener.focus();
+  }
 }
 
 function wire() {
@@ -297,7 +320,7 @@ function wire() {
     $("prompt").focus();
   });
   for (const tab of document.querySelectorAll("[data-mode]")) tab.addEventListener("click", () => setMode(tab.dataset.mode));
-  for (const button of document.querySelectorAll(".panel-open")) button.addEventListener("click", () => openPanel(button));
+  for (const opener of openers) opener.addEventListener("click", () => openPanel(opener));
   for (const button of document.querySelectorAll(".panel-close")) button.addEventListener("click", closePanels);
   $("backdrop").addEventListener("click", closePanels);
   document.addEventListener("keydown", (event) => {
@@ -307,13 +330,12 @@ function wire() {
       submit();
     }
     if (event.key !== "Escape") return;
-    if (document.body.dataset.panel) closePanels();
+    if (document.querySelector(".drawn")) closePanels();
     else if (story.writing) story.stop();
   });
-  for (const [id, name] of [["tint", "tint"], ["keep", "keep"]]) {
-    $(id).checked = remembered(name, true);
-    $(id).addEventListener("change", () => remember(name, $(id).checked));
-  }
+  for (const id of ["tint", "keep"]) $(id).addEventListener("change", () => remember(id, $(id).checked));
+  $("tint").checked = remembered("tint", true);
+  $("keep").checked = keeps();
   const tint = () => document.body.classList.toggle("tinted", $("tint").checked);
   $("tint").addEventListener("change", tint);
   tint();

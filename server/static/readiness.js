@@ -23,10 +23,13 @@ export class Readiness {
         this.asking = false;
         return this.told.ready(model);
       } catch (error) {
+        if (error.code === "sessions_failed") break; // one can write all the same
         this.told.waiting(error instanceof ApiError ? error : new ApiError(0, String(error)));
       }
       await this.pause(wait);
     }
+    this.asking = false;
+    return this.told.ready();
   }
 
   /** Waits, and as long as nobody looks at the page. */

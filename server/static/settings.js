@@ -100,15 +100,17 @@ export class Settings {
     return [...SLIDERS, ...FOLDED, ...TEXTS, ...SWITCHES].find((each) => each.name === name)?.label;
   }
 
-  /** Shows the setting that is to blame; whether there is one. */
-  blame(name) {
-    const input = this.inputs.get(name?.split(".")[0]);
-    if (!input) return false;
+  /** The input of a field of the API, such as `stop.0`. */
+  find(field) {
+    return this.inputs.get(field.split(".")[0]);
+  }
+
+  /** Shows the input that is to blame, with what is wrong in place of its hint. */
+  blame(input, message) {
     if ($("settings-rest").contains(input)) $("settings-more").open = true;
-    document.body.dataset.panel = "settings";
     input.setAttribute("aria-invalid", "true");
+    $(`${input.id}-hint`).textContent = message;
     input.focus();
-    return true;
   }
 
   slider({ name, label, value, min, max, step, least = min, most = max, hint }) {
@@ -148,12 +150,16 @@ export class Settings {
   }
 
   hint(id, text) {
-    return h("p", { class: "soft small-print", id: `${id}-hint` }, text);
+    return h("p", { class: "hint small-print", id: `${id}-hint`, "data-text": text }, text);
   }
 
   changed(name, typed, fallback) {
     if (name) {
-      this.inputs.get(name).removeAttribute("aria-invalid");
+      const input = this.inputs.get(name);
+      if (input.ariaInvalid) {
+        input.removeAttribute("aria-invalid");
+        $(`${input.id}-hint`).textContent = $(`${input.id}-hint`).dataset.text;
+      }
       if (String(typed) === String(fallback)) delete this.kept[name];
       else this.kept[name] = typed;
       remember("settings", this.kept);

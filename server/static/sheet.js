@@ -58,9 +58,11 @@ export class Sheet {
     this.drawn = path;
     for (const turn of path) this.element(turn).view.update();
     const blocks = story.mode === "chat" ? path.flatMap((turn) => [this.element(turn).root, this.foot(turn)]) : this.prose(path);
+    const focused = document.activeElement?.view; // a branch takes the place of the text that was walked through
     $("turns").className = story.mode;
     $("turns").replaceChildren(...blocks.filter(Boolean));
     $("sheet").setAttribute("aria-busy", String(story.writing));
+    if (focused && !focused.element.isConnected && path.length) this.element(path.at(-1)).view.focus();
     for (const turn of path) this.markForks(turn);
     this.follow();
   }
@@ -126,10 +128,11 @@ export class Sheet {
     const { meta } = this.element(turn);
     if (!meta) return;
     const told = turn.told;
-    const tokens = told?.usage.completion_tokens ?? turn.writing.tokens.length;
+    const tokens = turn.writing.tokens.length;
+    const fresh = told?.usage.completion_tokens; // without those that a branch began with
     const parts = [tokens ? `${number.format(tokens)} ${tokens === 1 ? "token" : "tokens"}` : turn.state === "writing" ? "reading" : ""];
     const seconds = ((turn.ended ?? performance.now()) - turn.first) / 1000;
-    if (told && tokens > 1 && seconds > 0.01) parts.push(`${number.format(Math.round((tokens - 1) / seconds))} a second`);
+    if (fresh > 1 && seconds > 0.01) parts.push(`${number.format(Math.round((fresh - 1) / seconds))} a second`);
     if (told) parts.push(`seed ${told.seed}`, ENDS[told.finish_reason]?.(told) ?? told.finish_reason, told.model.id);
     else if (turn.state === "stopped") parts.push("stopped");
     else if (turn.state === "writing") parts.push("writing …");

@@ -1,9 +1,10 @@
 // The texts that the server keeps for you: each with all its branches, to open and to delete.
 
 import { call } from "./api.js";
-import { $, h, number } from "./dom.js";
+import { $, clip, h, number } from "./dom.js";
 import { baseOf } from "./story.js";
 
+const SHOWN = 120; // characters of a beginning, as many as the server tells
 const MOST_BRANCHES = 12; // of one text that are fetched, the newest
 
 export class Shelf {
@@ -30,9 +31,9 @@ export class Shelf {
   }
 
   /** Notes that a session grew, without asking the server. */
-  note(name, turns, begins) {
+  note(name, turns, { prompt, text }) {
     this.sessions = this.sessions.filter((each) => each.session_id !== name);
-    this.sessions.unshift({ session_id: name, turns, begins, used: Date.now() / 1000 });
+    this.sessions.unshift({ session_id: name, turns, prompt, text, used: Date.now() / 1000 });
     this.draw();
   }
 
@@ -55,7 +56,8 @@ export class Shelf {
 
   item(base, sessions) {
     const [newest] = sessions;
-    const title = newest.begins?.replace(/\s+/g, " ").trim() || "Without a beginning";
+    const begins = base.startsWith("chat-") || newest.prompt.length >= SHOWN ? newest.prompt : newest.prompt + newest.text;
+    const title = clip(begins.replace(/\s+/g, " ").trim(), SHOWN) || "Without words";
     const told = [base.startsWith("chat-") ? "chat" : "", ago(newest.used), sessions.length > 1 ? `${sessions.length} branches` : ""];
     const open = h(
       "button",

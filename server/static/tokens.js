@@ -158,6 +158,13 @@ export class TokenView {
     return space ? [space, element] : [element];
   }
 
+  /** Gives the text the keyboard's focus, without anything opening. */
+  focus() {
+    this.quiet = true;
+    this.element.focus({ preventScroll: true });
+    this.quiet = false;
+  }
+
   /** The element of a span. */
   at(index) {
     return this.element.children[index];
