@@ -24,11 +24,11 @@ FILE = ROOT / "docs" / "training-page.png"
 SIZE = {"width": 1280, "height": 1330}
 SECONDS = 60  # of a run
 SHOWN = 0.8  # of the last run, when the picture is taken
-SMALL = "--preset quick --n_layer 2 --n_embd 96 --block_size 128 --no-progress".split()
+SMALL = "--preset quick --n_layer 2 --n_embd 64 --block_size 64 --no-progress".split()
 RUNS = {
     "adamw": ["--optimizer", "adamw"],
     "muon": [],
-    "muon-wider": ["--n_embd", "160"],
+    "muon-wide": ["--n_embd", "128"],
 }
 
 

@@ -46,7 +46,7 @@ def run(config: ServeConfig) -> None:
         logs.configure("WARNING", readable=True)
         app = create(config)
         print(f"{greeting.address(config, listening.getsockname()[1])}/training shows the runs in {app.state.runs.log_dir}")
-        print("Ctrl-C ends it; training goes on.", flush=True)
+        print(*filter(None, [app.state.gate.notice]), "Ctrl-C ends it; training goes on.", sep="\n", flush=True)
         how = {"ws": "none", "log_config": None, "access_log": False, "server_header": False}
         server = uvicorn.Server(uvicorn.Config(app, **how, timeout_graceful_shutdown=PATIENCE))
         with contextlib.suppress(KeyboardInterrupt):  # how this command is meant to end

@@ -31,6 +31,8 @@ export class Chart {
     this.place = h("output", { class: "place soft" });
     this.legend = h("ul", { class: "legend" });
     this.canvas = h("canvas", { tabindex: 0, role: "img" });
+    this.ground = h("canvas"); // the curves alone, so that pointing at them does not draw them anew
+    this.scales = null; // how places and values become pixels, where there are any
     this.table = h("div", { class: "numbers", hidden: true });
     const title = h("h3", {}, options.title, options.note && h("span", { class: "soft" }, ` ${options.note}`));
     const caption = h("figcaption", {}, title, this.place);
@@ -45,9 +47,14 @@ export class Chart {
 
   /**
    * @param groups one for each run: {name, colour, curves}.
-   * @param view {axis, label(x), short(x), ticks(span, most), span, log, smoothing, hover, numbers}, the same for all charts.
+   * @param view {axis, label(x), short(x), ticks(span, most), span, log, smoothing, numbers, hover}, the same for all charts;
+   *   hover is the place that is pointed at, or null.
    */
   show(groups, view) {
+    if (groups !== this.groups || view.smoothing !== this.view.smoothing) {
+      const amount = this.options.plain ? 0 : view.smoothing;
+      this.smoothed = groups.map((group) => group.curves.map((curve) => smooth(curve, amount)));
+    }
     this.groups = groups;
     this.view = view;
     this.canvas.hidden = view.numbers;
@@ -58,6 +65,13 @@ export class Chart {
   }
 
   // ---- pointing
+
+  /** Reads another place. */
+  read(hover) {
+    this.view = { ...this.view, hover };
+    this.tell();
+    this.drawHover();
+  }
 
   point(event) {
     const box = this.canvas.getBoundingClientRect();
@@ -130,14 +144,20 @@ export class Chart {
     const ratio = window.devicePixelRatio || 1;
     const width = this.element.clientWidth - 2 * parseFloat(getComputedStyle(this.element).paddingLeft);
     if (width <= 0) return;
-    this.canvas.width = Math.round(width * ratio);
-    this.canvas.height = Math.round(HEIGHT * ratio);
-    const pen = this.canvas.getContext("2d");
-    pen.scale(ratio, ratio);
+    for (const canvas of [this.canvas, this.ground]) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(HEIGHT * ratio);
+      canvas.getContext("2d").scale(ratio, ratio);
+    }
+    this.drawCurves(this.ground.getContext("2d"), width);
+    this.drawHover();
+  }
+
+  drawCurves(pen, width) {
     const frame = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
     const colours = { line: this.colour("--line"), soft: this.colour("--soft") };
-    const smoothed = this.groups.map((group) => group.curves.map((curve) => smooth(curve, this.options.plain ? 0 : this.view.smoothing)));
-    const range = this.range(smoothed);
+    const range = this.range();
+    this.scales = null;
     pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
     if (!range) {
       pen.fillStyle = colours.soft;
@@ -149,6 +169,7 @@ export class Chart {
     const [low, high] = range.map(scale);
     const x = (v) => frame.left + (v / this.view.span) * (frame.right - frame.left);
     const y = (v) => frame.bottom - ((scale(v) - low) / (high - low)) * (frame.bottom - frame.top);
+    this.scales = { frame, x, y };
     this.drawAxes(pen, frame, x, y, range, colours);
     pen.save();
     pen.beginPath();
@@ -157,9 +178,8 @@ export class Chart {
     this.drawMark(pen, frame, y, range, colours);
     this.groups.forEach((group, g) => {
       const colour = this.colour(`--run-${group.colour}`);
-      group.curves.forEach((curve, c) => this.drawCurve(pen, x, y, curve, smoothed[g][c], colour));
+      group.curves.forEach((curve, c) => this.drawCurve(pen, x, y, curve, this.smoothed[g][c], colour));
     });
-    this.drawHover(pen, frame, x, y, colours);
     pen.restore();
   }
 
@@ -170,7 +190,7 @@ export class Chart {
   }
 
   /** Lowest and highest value that is to be seen. Of what falls, the first tenth of the axis may stick out at the top. */
-  range(smoothed) {
+  range() {
     const shown = (v) => v !== null && Number.isFinite(v) && (!this.view.log || v > 0);
     let low = Infinity;
     let high = -Infinity;
@@ -179,7 +199,7 @@ export class Chart {
         const cut = this.options.falls && curve.x.length > 5 && !this.view.log;
         const skip = cut ? Math.min(curve.x.at(-1) / 2, this.view.span / 10) : -1;
         curve.x.forEach((x, k) => {
-          for (const v of curve.dots ? [curve.mean[k]] : [curve.low[k], curve.high[k], smoothed[g][c][k]]) {
+          for (const v of curve.dots ? [curve.mean[k]] : [curve.low[k], curve.high[k], this.smoothed[g][c][k]]) {
             if (!shown(v)) continue;
             low = Math.min(low, v);
             if (x >= skip) high = Math.max(high, v);
@@ -265,17 +285,23 @@ export class Chart {
     }
   }
 
-  drawHover(pen, frame, x, y, colours) {
-    if (this.view.hover === null) return;
-    pen.strokeStyle = colours.soft;
-    pen.lineWidth = 1;
+  /** The curves, and over them the place that is pointed at. */
+  drawHover() {
+    const pen = this.canvas.getContext("2d");
+    const ratio = window.devicePixelRatio || 1;
+    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    pen.drawImage(this.ground, 0, 0, this.ground.width / ratio, this.ground.height / ratio);
+    if (this.view.hover === null || !this.scales) return;
+    const { frame, x, y } = this.scales;
+    pen.strokeStyle = this.colour("--soft");
     const left = Math.round(x(this.view.hover)) + 0.5;
     stroke(pen, [[left, frame.top], [left, frame.bottom]]);
     for (const group of this.groups) {
       pen.fillStyle = this.colour(`--run-${group.colour}`);
       for (const curve of group.curves) {
         const k = nearest(curve, this.view.hover, 0.02 * this.view.span);
-        if (k !== null && (!this.view.log || curve.mean[k] > 0)) dot(pen, x(curve.x[k]), y(curve.mean[k]), 4);
+        const seen = k !== null && y(curve.mean[k]) > 0; // and not above the chart, or where no logarithm is
+        if (seen) dot(pen, x(curve.x[k]), y(curve.mean[k]), 4);
       }
     }
   }

@@ -18,15 +18,17 @@ const cards = new Map();
 const rows = new Map();
 let list = { columns: [], runs: [] };
 let axis = "step";
+let groups = []; // of each chart, what it draws
+let span = 1; // length of the axis
 let hover = null; // the place on the axis that is pointed at
 let pause = OFTEN;
 let timer = 0;
 let polling = false;
 let again = false; // asked for while we were asking
-let drawing = false;
 
 const charts = PANELS.map((panel) => new Chart(panel, point));
 $("charts").append(...charts.map((chart) => chart.element));
+gather();
 
 // ---- asking
 
@@ -162,6 +164,7 @@ function show() {
   }
   $("plans").hidden = !known.some((run) => Object.keys(run.facts).length);
   fillPlans($("plans").querySelector("table"), known, colours);
+  gather();
   draw();
 }
 
@@ -207,20 +210,22 @@ function showRow(row, run) {
   });
 }
 
-/** Draws the charts with the next frame, however often it is asked for before. */
-function draw() {
-  if (drawing) return;
-  drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    drawCharts();
-  });
+/** Does something with the next frame, and once, however often it is asked for before. */
+function once(work) {
+  let waiting = false;
+  return () => {
+    if (!waiting) requestAnimationFrame(() => ((waiting = false), work()));
+    waiting = true;
+  };
 }
 
-function drawCharts() {
-  $("smoothed").textContent = `${Math.round(100 * $("smoothing").value)} %`;
+const draw = once(drawCharts);
+const read = once(() => charts.forEach((chart) => chart.read(hover)));
+
+/** What each chart is to draw of the chosen runs, over the axis that was chosen. */
+function gather() {
   const known = [...colours.keys()].map((name) => runs.get(name)).filter(Boolean);
-  const groups = charts.map((chart) =>
+  groups = charts.map((chart) =>
     known.map((run) => ({
       name: run.name,
       colour: colours.get(run.name),
@@ -228,15 +233,13 @@ function drawCharts() {
       curves: chart.options.curves(run, AXES[axis].places(run)),
     })),
   );
-  const ends = groups.flat().flatMap((group) => group.curves.map((curve) => curve.x.at(-1) ?? 0));
-  const view = {
-    ...AXES[axis],
-    span: Math.max(1, ...ends),
-    log: $("log").checked,
-    smoothing: Number($("smoothing").value),
-    numbers: $("as-table").checked,
-    hover,
-  };
+  span = Math.max(1, ...groups.flat().flatMap((group) => group.curves.map((curve) => curve.x.at(-1) ?? 0)));
+}
+
+function drawCharts() {
+  const smoothing = Number($("smoothing").value);
+  $("smoothed").textContent = `${Math.round(100 * smoothing)} %`;
+  const view = { ...AXES[axis], span, log: $("log").checked, smoothing, numbers: $("as-table").checked, hover };
   charts.forEach((chart, k) => chart.show(groups[k], view));
 }
 
@@ -244,8 +247,8 @@ function drawCharts() {
 function point(place, chart) {
   if (place === hover) return;
   hover = place;
-  if (!chart) return draw();
-  drawCharts();
+  if (!chart) return read();
+  charts.forEach((each) => each.read(hover));
   announce(chart.spoken());
 }
 
@@ -253,6 +256,7 @@ function turn(button) {
   axis = button.dataset.axis;
   for (const each of $("controls").querySelectorAll("[data-axis]")) each.setAttribute("aria-pressed", String(each === button));
   hover = null;
+  gather();
   drawCharts(); // at once: a place that is pointed at means something else on another axis
 }
 
