@@ -111,7 +111,7 @@ image-sbom: build/tools/.installed ## List what is in the image: build/sbom.spdx
 	build/tools/bin/syft scan docker:$(IMAGE):$(VERSION) --output spdx-json=build/sbom.spdx.json --quiet
 
 obs-up: deploy/secrets/metrics_token ## Start the server, Prometheus and Grafana: ports 8000, 9090, 3000
-	@mkdir -p checkpoints
+	@mkdir -p checkpoints logs
 	$(COMPOSE) up --detach --build
 
 obs-down: ## Stop them; sessions and figures stay

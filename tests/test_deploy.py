@@ -39,7 +39,7 @@ GUIDE = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
 QUERIES = [query for queries in monitoring.panels().values() for query in queries]
 QUERIES += [rule["expr"] for rule in RULES.values()]
 # What the compose file settles itself, or what has no place in a container.
-SETTLED = {"LLM_METRICS_TOKEN_FILE", "LLM_METRICS_TOKEN", "LLM_METRICS_PORT", "LLM_SESSION_DB", "LLM_RANDOM_KEY", "LLM_USERS_FILE"}
+SETTLED = {"LLM_LOG_DIR", "LLM_METRICS_TOKEN_FILE", "LLM_METRICS_TOKEN", "LLM_METRICS_PORT", "LLM_SESSION_DB", "LLM_RANDOM_KEY", "LLM_USERS_FILE"}
 
 
 # ---- a key for who has none
@@ -186,7 +186,7 @@ def test_every_variable_reaches_the_server():
 
 
 def test_what_is_mounted_is_there():
-    made = {"./checkpoints"}  # by make obs-up
+    made = {"./checkpoints", "./logs"}  # by make obs-up
     for name, service in SERVICES.items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
