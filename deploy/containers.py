@@ -37,6 +37,10 @@ class Failed(Exception):
     """A check did not hold. The text says what was found."""
 
 
+class Skipped(Exception):
+    """A check that cannot be made here. The text says why, and what would help."""
+
+
 def expect(holds: object, found: object) -> None:
     """Fails the check unless something holds.
 

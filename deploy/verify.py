@@ -9,7 +9,6 @@ images from being pulled, so that a Prometheus of this machine stands in for its
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -28,17 +27,16 @@ import torch
 import yaml
 
 from config import ROOT, ModelConfig
-from deploy import monitoring
+from deploy import monitoring, stack
 from deploy.containers import (
-    ENV_KEY,
     IMAGE,
     KEY,
     Failed,
+    Skipped,
     copy_checkout,
     expect,
     free_port,
     is_free,
-    outside_address,
     run,
     serving,
     wait,
@@ -52,11 +50,6 @@ NO_ENGINE = (
     "no Docker engine answers (`docker info` fails). On Debian and Ubuntu: apt install docker.io, then docker-buildx where there is "
     "one; elsewhere https://docs.docker.com/engine/install/. Your account must be in the group docker."
 )
-COMPOSE_PORTS = {"server": 8000, "prometheus": 9090}
-
-
-class Skipped(Exception):
-    """A check that cannot be made here. The text says why, and what would help."""
 
 
 @dataclass
@@ -350,117 +343,33 @@ def watched(bench: Bench) -> str:
 
 @check("make obs-up, make obs-down", "full_image")
 def compose(bench: Bench) -> str:
-    command, ports = compose_command(), compose_ports(bench)
+    command, ports = stack.command(), stack.ports(bench.network)
     for model in (bench.checkout / "checkpoints").glob("*/*.pt"):
         model.chmod(0o644)  # a folder that is mounted is read as it is
+    stand_in = prometheus_image(bench) if bench.network else ""
+    content, project = stack.content(FULL, bench.network, stand_in), f"{IMAGE}-compose"
     file = bench.checkout / "docker-compose.verify.yml"
-    content, project = compose_content(bench), f"{IMAGE}-compose"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    make = {"COMPOSE": f"{command} --file {file.name} --project-name {project}", "DOCKER_BUILDKIT": "1"}
+    words = [*command.split(), "--file", file.name, "--project-name", project]
+    make = {"COMPOSE": " ".join(words), "DOCKER_BUILDKIT": "1"}
     make |= {f"{name.upper()}_PORT": str(port) for name, port in ports.items()}
-    words = command.split()
     try:
         run("make", "obs-up", folder=bench.checkout, **make)
-        told = [compose_works(bench, ports, project, words, file)]
+        told = [stack.works(words, bench.checkout, ports)]
         if "grafana" in content["services"]:
-            told.append(grafana_works(ports["grafana"]))
+            told.append(stack.grafana_works(ports["grafana"]))
         run("make", "obs-down", folder=bench.checkout, **make)
         expect(is_free(ports["server"]), "the server still answers")
         return "; ".join(told)
     finally:
-        environ = {**os.environ, **make}
-        ended = [*words, "--file", file.name, "--project-name", project, "down", "--volumes"]
-        subprocess.run(ended, cwd=bench.checkout, env=environ, capture_output=True)
-
-
-def compose_command() -> str:
-    """Compose version 2, or Debian's version 1.
-
-    Raises:
-        Skipped: when there is none.
-    """
-    if not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
-        return "docker compose"
-    if not shutil.which("docker-compose") and shutil.which("apt-get") and os.geteuid() == 0:
-        with contextlib.suppress(Failed):
-            run("apt-get", "install", "--yes", "--no-install-recommends", "docker-compose")
-    if not shutil.which("docker-compose"):
-        raise Skipped("no compose here: apt install docker-compose-v2, docker-compose-plugin or docker-compose")
-    return "docker-compose"
-
-
-def compose_ports(bench: Bench) -> dict[str, int]:
-    """Ports of this machine for the services.
-
-    Raises:
-        Skipped: when the network is this machine's, and one of the usual ports is taken.
-    """
-    if not bench.network:
-        return {name: free_port() for name in ("server", "prometheus", "grafana")}
-    if taken := [port for port in COMPOSE_PORTS.values() if not is_free(port)]:
-        raise Skipped(f"port {taken[0]} of this machine is taken, and with NETWORK=host there is no other")
-    return COMPOSE_PORTS
-
-
-def compose_content(bench: Bench) -> dict:
-    """The compose file with an image of our own name. On the host's network, services find each other by this machine's address."""
-    content = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    services = content["services"]
-    services["server"]["image"] = FULL
-    if bench.network:
-        del content["name"], services["grafana"], content["volumes"]["grafana"]  # Debian's compose knows no name
-        services["server"]["build"]["network"] = bench.network
-        services["prometheus"]["image"] = prometheus_image(bench)
-        for service in services.values():
-            del service["ports"]
-            service |= {"network_mode": bench.network, "extra_hosts": [f"server:{outside_address()}"]}
-    return content
+        ended = [*words, "down", "--volumes"]
+        subprocess.run(ended, cwd=bench.checkout, env={**os.environ, **make}, capture_output=True)
 
 
 def prometheus_image(bench: Bench) -> str:
-    """What stands in for Prometheus' own image: this machine's program, started and stored as there."""
-    folder, name = bench.folder / "prometheus-image", f"{IMAGE}:prometheus"
-    folder.mkdir()
-    shutil.copy(bench.program("prometheus", "prometheus"), folder / "prometheus")
-    lines = [
-        f"FROM {os.environ.get('BASE_IMAGE') or 'python:3.11-slim'}",
-        "COPY prometheus /bin/prometheus",
-        "RUN install -d -o 65534 -g 65534 /prometheus",
-        "USER 65534:65534",
-        'ENTRYPOINT ["/bin/prometheus"]',
-    ]
-    (folder / "Dockerfile").write_text("\n".join(lines))
-    run("docker", "build", "--network", bench.network, "--tag", name, folder, DOCKER_BUILDKIT="1")
-    return name
-
-
-def compose_works(bench: Bench, ports: dict[str, int], project: str, words: list[str], file: Path) -> str:
-    """The server answers with the key of .env, Prometheus reads it with the shared token, and both are locked up."""
-    url = f"http://127.0.0.1:{ports['server']}"
-    wait(lambda: httpx.get(f"{url}/readyz").status_code == 200, 90, "the server of compose")
-    asked = [*words, "--file", file.name, "--project-name", project]
-    answer = httpx.post(f"{url}/v1/generate", json={"prompt": "Once", "max_new_tokens": 8}, headers={"X-API-Key": ENV_KEY})
-    expect(answer.status_code == 200, answer.text)
-    source = monitoring.Prometheus(f"http://127.0.0.1:{ports['prometheus']}")
-    wait(lambda: source.number('up{job="llm"}') == source.number("llm_ready") == 1, 60, "Prometheus to reach the server")
-    expect(len(monitoring.evaluated(source)) == len(monitoring.alerts()), "not all rules are loaded")
-    for service in ("server", "prometheus"):
-        name = run(*asked, "ps", "--quiet", service, folder=bench.checkout).strip()
-        host = json.loads(run("docker", "inspect", "--format", "{{json .HostConfig}}", name))
-        locks = host["ReadonlyRootfs"], host["CapDrop"], host["SecurityOpt"]
-        expect(locks == (True, ["ALL"], ["no-new-privileges:true"]), f"{service}: {locks}")
-    return "the server answers to the key in .env, Prometheus reads it with the shared token, both are locked up"
-
-
-def grafana_works(port: int) -> str:
-    """Grafana has the dashboard, and reaches Prometheus."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=("admin", "admin"), timeout=20) as client:
-        wait(lambda: client.get("/api/health").status_code == 200, 90, "Grafana")
-        found = client.get("/api/dashboards/uid/llm")
-        expect(found.status_code == 200, found.text)
-        data = client.get("/api/datasources/proxy/uid/prometheus/api/v1/query", params={"query": "llm_ready"})
-        expect(data.status_code == 200 and data.json()["data"]["result"], data.text)
-    return "Grafana shows the dashboard"
+    """What stands in for Prometheus' own image: this machine's program."""
+    binary = bench.program("prometheus", "prometheus")
+    return stack.prometheus_image(bench.folder / "prometheus-image", binary, bench.network)
 
 
 # ---- delivery
