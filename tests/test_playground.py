@@ -526,6 +526,11 @@ def test_a_conversation(page, address, size):
     turns = httpx.get(f"{address}/v1/sessions/{body['session_id']}").json()["turns"]
     assert [turn["prompt"] for turn in turns] == ["Hello", "And then?"]
     assert turns[1]["text"] == page.all(".model")[1].text
+    page.js("scrollTo(0, 0)")
+    page.click("[data-mode=write]")
+    page.wait("#welcome")
+    page.click("[data-mode=chat]")
+    page.wait(lambda: len(page.all(".yours")) == 2)
     no_sideways(page)
 
 
@@ -720,8 +725,10 @@ def test_what_the_server_refuses_is_told_in_plain_words(host, served, browser):
     assert "writes up to 100" in browser.text("#set-max_new_tokens-hint")
     setting(browser, "max_new_tokens", 10)
     setting(browser, "stop_ids", "one")
+    browser.fill("#prompt", "Hello")
     browser.click("#write")
     browser.wait(lambda: "Stop tokens holds whole numbers" in browser.text("#notice"))
+    assert browser.one("#prompt").get_attribute("value") == "Hello"
     assert browser.visible("#set-stop_ids"), "the fold is opened"
     assert browser.text("#set-max_new_tokens-hint") == "tokens to write at most"
     assert browser.complaints() == []

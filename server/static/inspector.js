@@ -158,7 +158,8 @@ export class Inspector {
     const buttons = [];
     for (let each = first; each <= last; each++) {
       const name = label(view.writing.tokens[each], this.eot());
-      buttons.push(h("button", { type: "button", class: "part", "aria-pressed": String(each === n), onclick: () => this.draw(view, index, each) }, name));
+      const pressed = { "aria-pressed": String(each === n), onclick: () => this.draw(view, index, each) };
+      buttons.push(h("button", { type: "button", class: "part", ...pressed }, name));
     }
     return h("div", { class: "parts", role: "group", "aria-label": "Tokens of this character" }, ...buttons);
   }

@@ -73,7 +73,9 @@ export function explain(error) {
     case 500:
       return { title: "The server failed", text: `${text} Its log says more${error.requestId ? ` under ${error.requestId}` : ""}.`, retry: true };
     case 503:
-      if (error.code === "sessions_failed") return { title: "Texts cannot be kept now", text: `${text} Uncheck “Keep new texts on this server”, and begin a new one.` };
+      if (error.code === "sessions_failed") {
+        return { title: "Texts cannot be kept now", text: `${text} Uncheck “Keep new texts on this server”, and begin a new one.` };
+      }
       return { title: "Not now", text, wait: error.retryAfter || 1 };
     default:
       return { title: "That did not work", text, retry: true };

@@ -33,23 +33,32 @@ const MODES = {
     label: "A text to judge",
     placeholder: "A text of yours",
     lead: "How likely is a text to this model?",
-    text: "Paste one: you get its bits per byte, and see which words the model did not expect. A click on what it expected instead writes on from there.",
+    text:
+      "Paste one: you get its bits per byte, and see which words the model did not expect. " +
+      "A click on what it expected instead writes on from there.",
   },
 };
 const STARTERS = ["Once upon a time", "There was once", "Far away", "One Tuesday in September"];
 
 const settings = new Settings();
 const account = new Account(() => {
-  startOver(); // what was written belongs to somebody else now
+  for (const each of ["write", "chat"]) delete others[each]; // what was written belongs to somebody else now
+  startOver();
   enter();
 });
-const sheet = new Sheet({ again: (turn) => write(() => story.again(turn)), branch, choose: (turn) => story.choose(turn), curl: (turn) => copyCurl(turn) });
+const sheet = new Sheet({
+  again: (turn) => write(() => story.again(turn)),
+  branch,
+  choose: (turn) => story.choose(turn),
+  curl: (turn) => copyCurl(turn),
+});
 const shelf = new Shelf({ open: openText, removed, failed: fail });
 const readiness = new Readiness({ ready: enter, waiting });
 let models = [];
 let mode = "write";
 let ready = false;
-let story = null;
+let story = null; // the text or the conversation that is open
+const others = {}; // what is open in the other mode
 new Inspector(() => model()?.eot_id);
 
 // ---- the model
@@ -140,8 +149,8 @@ function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").chec
   return made;
 }
 
-/** Has a turn written, and says how it went. */
-async function write(work) {
+/** Has a turn written, and says how it went. What was typed comes back if nothing came of it. */
+async function write(work, typed = "") {
   hideNotice();
   const mine = story;
   try {
@@ -150,8 +159,12 @@ async function write(work) {
     await account.with(work);
     announce(mine.last.state === "stopped" ? "Stopped." : `Done. ${clip(mine.last.writing.text, 1000)}`);
   } catch (error) {
-    if (error.input && !$("prompt").value) $("prompt").value = error.input;
-    fail(error, () => write(work));
+    const lost = error.input ?? (error.status === undefined ? typed : "");
+    $("prompt").value ||= lost;
+    fail(error, () => {
+      if ($("prompt").value === lost) $("prompt").value = "";
+      write(work, typed);
+    });
   }
   keepNote(mine);
   drawComposer();
@@ -186,7 +199,7 @@ async function submit() {
   if (mode === "chat" && !text.trim()) return $("prompt").focus();
   if (mode === "score") return scoreText(text);
   $("prompt").value = "";
-  await write(() => story.go(text));
+  await write(() => story.go(text), text);
 }
 
 function branch(turn, at, alternative) {
@@ -238,11 +251,14 @@ function copyCurl(turn) {
 // ---- the page
 
 function setMode(next) {
-  const fresh = next !== "score" && story.mode !== next;
   mode = next;
   for (const tab of document.querySelectorAll("[data-mode]")) tab.setAttribute("aria-pressed", String(tab.dataset.mode === mode));
-  document.body.dataset.mode = mode;
-  if (fresh) startOver();
+  if (mode !== "score" && story.mode !== mode) {
+    others[story.mode] = story;
+    story = others[mode] ?? newStory();
+    sheet.open(story);
+    shelf.mark(story.path.length ? story.name : null);
+  }
   drawComposer();
 }
 

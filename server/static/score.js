@@ -13,7 +13,8 @@ export async function score(text, settings, onbranch) {
   const told = await ask(text, settings);
   const writing = new Writing(text, told.scored);
   writing.close();
-  const body = h("div", { class: "prose model", tabindex: "0", role: "group", "aria-label": "The text that was scored; the arrows walk through its tokens" });
+  const said = "The text that was scored; the arrows walk through its tokens";
+  const body = h("div", { class: "prose model", tabindex: "0", role: "group", "aria-label": said });
   const view = new TokenView(body);
   view.show(writing);
   view.onbranch = (at, alternative) => {
@@ -21,12 +22,13 @@ export async function score(text, settings, onbranch) {
     const { top } = writing.tokens[at];
     onbranch(text.slice(0, start), [...writing.tokens.slice(first, at), { ...alternative, top }]);
   };
+  const perplexity = told.perplexity && number.format(Number(told.perplexity.toPrecision(4)));
   $("score-result").replaceChildren(
     h(
       "dl",
       { class: "figures" },
       ...figure("Bits per byte", told.bits_per_byte?.toFixed(3), "8 would be a guess among all bytes; lower is likelier"),
-      ...figure("Perplexity", told.perplexity === null ? null : number.format(Number(told.perplexity.toPrecision(4))), "as if it had chosen among so many tokens each time"),
+      ...figure("Perplexity", perplexity, "as if it had chosen among so many tokens each time"),
       ...figure("Tokens", number.format(told.tokens), `of ${number.format(told.bytes)} bytes`),
     ),
     body,

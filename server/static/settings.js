@@ -2,18 +2,22 @@
 
 import { $, h, remember, remembered } from "./dom.js";
 
+// name, label, the server's default, the slider's range and step, what may be typed beyond that, and a hint.
 const SLIDERS = [
   { name: "max_new_tokens", label: "Length", value: 200, min: 1, max: 1000, step: 1, most: 1e9, hint: "tokens to write at most" },
-  { name: "temperature", label: "Temperature", value: 0.8, min: 0, max: 2, step: 0.05, most: 100, hint: "low is safe, high is wild, 0 takes the likeliest" },
-  { name: "top_p", label: "Top-p", value: 1, min: 0, max: 1, step: 0.01, hint: "among the likeliest that hold this share" },
-  { name: "repetition_penalty", label: "Repetition penalty", value: 1, min: 1, max: 2, step: 0.01, least: 0.01, most: 100, hint: "above 1 shuns words that were used" },
+  { name: "temperature", label: "Temperature", value: 0.8, max: 2, step: 0.05, most: 100, hint: "low is safe, high is wild, 0 takes the likeliest" },
+  { name: "top_p", label: "Top-p", value: 1, max: 1, step: 0.01, hint: "among the likeliest that hold this share" },
+  {
+    name: "repetition_penalty", label: "Repetition penalty", value: 1, min: 1, max: 2, step: 0.01, least: 0.01, most: 100,
+    hint: "above 1 shuns words that were used",
+  },
 ];
 const FOLDED = [
-  { name: "top_k", label: "Top-k", value: 0, min: 0, max: 100, step: 1, most: 1e9, hint: "among the k likeliest tokens; 0 is all" },
-  { name: "min_p", label: "Min-p", value: 0, min: 0, max: 1, step: 0.01, hint: "none below this share of the likeliest" },
+  { name: "top_k", label: "Top-k", value: 0, max: 100, step: 1, most: 1e9, hint: "among the k likeliest tokens; 0 is all" },
+  { name: "min_p", label: "Min-p", value: 0, max: 1, step: 0.01, hint: "none below this share of the likeliest" },
   { name: "presence_penalty", label: "Presence penalty", value: 0, min: -2, max: 2, step: 0.1, hint: "against words that were written" },
   { name: "frequency_penalty", label: "Frequency penalty", value: 0, min: -2, max: 2, step: 0.1, hint: "the same, each time they were" },
-  { name: "logprobs", label: "Alternatives", value: 8, min: 0, max: 20, step: 1, hint: "likeliest tokens to show at a word" },
+  { name: "logprobs", label: "Alternatives", value: 8, max: 20, step: 1, hint: "likeliest tokens to show at a word" },
 ];
 const TEXTS = [
   { name: "seed", label: "Seed", read: whole, hint: "the same seed gives the same text; empty draws one" },
@@ -113,7 +117,7 @@ export class Settings {
     input.focus();
   }
 
-  slider({ name, label, value, min, max, step, least = min, most = max, hint }) {
+  slider({ name, label, value, min = 0, max, step, least = min, most = max, hint }) {
     const id = `set-${name}`;
     const box = h("input", { type: "number", id, min: least, max: most, step, "aria-describedby": `${id}-hint`, inputmode: "decimal" });
     const range = h("input", { type: "range", min, max, step, "aria-label": `${label}, slider`, tabindex: -1 });

@@ -76,7 +76,8 @@ export class Sheet {
     const known = this.shown.get(turn);
     if (known) return known;
     const inline = this.story.mode === "write";
-    const text = h(inline ? "span" : "div", { class: "model", tabindex: "0", role: "group", "aria-label": "Text of the model; the arrows walk through its tokens" });
+    const said = "Text of the model; the arrows walk through its tokens";
+    const text = h(inline ? "span" : "div", { class: "model", tabindex: "0", role: "group", "aria-label": said });
     const view = new TokenView(text);
     view.show(turn.writing);
     view.onbranch = (at, alternative) => this.does.branch(turn, at, alternative);
@@ -118,7 +119,8 @@ export class Sheet {
     if (siblings.length < 2) return null;
     const chips = siblings.map((each, n) => {
       const name = h("span", {}, branchLabel(each, siblings));
-      return h("button", { type: "button", class: "chip", "aria-pressed": String(each === turn), onclick: () => this.does.choose(each) }, h("b", {}, n + 1), name);
+      const pressed = { "aria-pressed": String(each === turn), onclick: () => this.does.choose(each) };
+      return h("button", { type: "button", class: "chip", ...pressed }, h("b", {}, n + 1), name);
     });
     return h("div", { class: "branches", role: "group", "aria-label": "Branches" }, h("span", { class: "soft small-print" }, "Branches"), ...chips);
   }
