@@ -58,6 +58,7 @@ class Browser:
 
     def open(self, address: str, width: int = 1280, height: int = 800, fresh: bool = True, **media: str) -> None:
         """A page in a window of this size, as a newcomer sees it unless it is not to be fresh."""
+        self.width = width
         device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.cdp("Emulation.setDeviceMetricsOverride", **device)
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]

@@ -10,6 +10,7 @@ from tests.live import load, save, wait_until
 
 @pytest.mark.parametrize("limit", ["EARLIER", "EARLIER_BYTES"])
 def test_the_oldest_model_makes_room(tiny_model, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(hosts, "GRACE", 0.1)
     host = load(save(tmp_path / "best_model.pt", tiny_model(), step=0), keep_earlier=True)
     one = host.engine
     for step in range(1, 6):

@@ -171,7 +171,7 @@ def texts(page: Browser, selector: str) -> None:
 
 
 def no_sideways(page: Browser) -> None:
-    assert page.js("return document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+    assert page.js("return document.documentElement.scrollWidth") <= page.width, "it scrolls sideways"
 
 
 # ---- writing
