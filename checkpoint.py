@@ -13,6 +13,7 @@ values and tensors only and is read with `weights_only=True`, so that a file fro
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -104,9 +105,10 @@ def verify(path: Path) -> None:
                 left -= len(block)
             comment = file.read()
     except FileNotFoundError as error:
-        raise UserError(
-            f"there is no checkpoint at {path}: train one with python train_cli.py --preset quick, or pass another path."
-        ) from error
+        mend = "train one with python train_cli.py --preset quick, or pass another path."
+        if any(path.parent.glob("*.dcp")):
+            mend = f"python train_cli.py consolidate {path.parent} makes it from the shards there."
+        raise UserError(f"there is no checkpoint at {path}: {mend}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     if comment != MARK + hasher.hexdigest().encode():
@@ -145,11 +147,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn
 
 
 def content_of(
-    model: nn.Module, tokenizer: Tokenizer, provenance: dict, training: dict | None = None
+    model: nn.Module, tokenizer: Tokenizer, provenance: dict, training: dict | None = None, weights: dict | None = None
 ) -> dict[str, Any]:
-    """What goes into a file; without `training` it can be used, but not resumed."""
+    """What goes into a file; without `training` it can be used, but not resumed. `weights` are others than the model's own."""
     content = {
-        "model": model.state_dict(),
+        "model": model.state_dict() if weights is None else weights,
         "config": describe(model),
         "tokenizer": tokenizer.to_dict(),
         "provenance": {**provenance, "code": code_version(), "torch": str(torch.__version__)},
@@ -157,6 +159,7 @@ def content_of(
     return content if training is None else {**content, "training": training}
 
 
+@functools.cache
 def code_version() -> str:
     """The commit of this checkout, or `unknown`."""
     try:
@@ -226,7 +229,10 @@ def clean_temporaries(folder: Path) -> list[Path]:
     """Removes what a killed save left behind. Only call it while holding the run's lock."""
     left = list(folder.glob("*.tmp"))
     for path in left:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return left
 
 

@@ -172,6 +172,9 @@ class TrainConfig:
     checkpoint_activations: bool = setting(
         False, "recompute the blocks' activations in the backward: less memory, a third more arithmetic"
     )
+    fsdp: bool = setting(
+        False, "the ranks share one model in shards (FSDP2), for a model that does not fit one GPU; see docs/CLUSTERS.md"
+    )
     threads: int = setting(0, "CPU threads; 0 is one per core")
     seed: int = setting(1337, "everything random follows from it")
     # files

@@ -292,9 +292,13 @@ def flops_per_token(config: ModelConfig) -> float:
 
 
 def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position's angles (Su et al. 2021, arXiv:2104.09864), each (block_size, 1, D / 2)."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), frequencies)[:, None]  # (T, 1, D / 2)
+    """Cosines and sines of every position's angles (Su et al. 2021, arXiv:2104.09864), each (block_size, 1, D / 2).
+
+    They are numbers even in a model on the meta device, which only has shapes: no checkpoint would bring them.
+    """
+    how = {"dtype": torch.float32, "device": "cpu"}
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, **how) / config.head_dim)
+    angles = torch.outer(torch.arange(config.block_size, **how), frequencies)[:, None]  # (T, 1, D / 2)
     return angles.cos(), angles.sin()
 
 

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from config import TrainConfig, UserError, seconds
 from training import calibrate, runlog
-from training.distributed import Ranks
+from training.distributed import Ranks, own_part, set_weights, weights, whole
 from training.evaluate import Score
+from training.files import Files
 from training.optim import Average, make_optimizers, rate, set_rate
 from training.plan import Plan
 
@@ -112,11 +113,12 @@ class Trainer:
         self.model, self.task, self.config, self.plan, self.ranks = model, task, config, plan, ranks
         self.folder, self.log, self.started = folder, log, started
         self.device = ranks.device
+        self.wrapped = model if ranks.world == 1 or config.fsdp else DistributedDataParallel(model)  # all have its weights now
         self.optimizers = make_optimizers(model, config, plan.optimizer, plan.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.dtype == "float16")
         self.average = Average(model, config.ema) if config.ema else None
         self.progress = Progress(micro_batch=plan.micro_batch_size)
-        self.wrapped = model if ranks.world == 1 else DistributedDataParallel(model)
+        self.files = open_files(folder, ranks, config.fsdp)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.replay: dict[int, dict] = {}  # steps done before, by number: their share of the run is taken from here
         self.saved_at = time.monotonic()
@@ -202,7 +204,7 @@ class Trainer:
         loss = self.accumulate()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)))
         self.loss = self.ranks.sum(loss)[0] / self.ranks.world
         good = math.isfinite(self.loss) and math.isfinite(norm) and not self.spike(self.loss)
         overflow = self.overflowed() and math.isfinite(self.loss) and not math.isfinite(norm)
@@ -251,13 +253,20 @@ class Trainer:
         pieces = [tuple(part[start : start + micro] for part in batch) for start in range(0, len(batch[0]), micro)]
         total = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, 1):
-            alone = self.ranks.world > 1 and number < len(pieces)
-            with self.wrapped.no_sync() if alone else contextlib.nullcontext():
+            with self.meeting(number == len(pieces)):
                 with self.autocast():
                     loss = self.wrapped(*piece) / len(pieces)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return float(total)
+
+    def meeting(self, last: bool):
+        """Whether the ranks' gradients meet after this micro-step: on the last, or on each where whole ones take too much room."""
+        if self.config.fsdp:
+            self.model.set_requires_gradient_sync(last or self.plan.meet_each)
+        elif self.ranks.world > 1 and not last:
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
 
     def halve(self) -> None:
         """Tries the step again with half as many sequences at a time.
@@ -270,11 +279,12 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         state = self.progress
-        if state.micro_batch == 1 or self.ranks.world > 1:
+        if state.micro_batch == 1 or self.ranks.world > 1 or self.config.fsdp:
             smaller = f", or --micro_batch_size {state.micro_batch // 2}" if state.micro_batch > 1 else ""
+            shared = "" if self.config.fsdp or self.ranks.world == 1 else ", or --fsdp in a new run"
             raise UserError(
                 f"out of memory with {state.micro_batch} sequences at a time. Pass --checkpoint_activations, a smaller --block_size or "
-                f"--n_embd{smaller}. The last checkpoint is intact: --resume goes on from it."
+                f"--n_embd{smaller}{shared}. The last checkpoint is intact: --resume goes on from it."
             )
         state.micro_batch = next(m for m in range(state.micro_batch // 2, 0, -1) if self.config.batch_size % m == 0)
         self.log.say(
@@ -306,8 +316,8 @@ class Trainer:
             )
         at, skipped, slower, rewinds = state.step, state.skipped, state.slower / 2, state.rewinds + 1
         elapsed, micro = state.elapsed, state.micro_batch
-        content, path = checkpoint.load_newest(self.folder, self.log.say)
-        self.restore(content)
+        content, path = self.files.newest(self.log.say)
+        self.restore(self.files.fill(content, path))
         self.progress.skipped, self.progress.slower, self.progress.rewinds = skipped, slower, rewinds
         self.progress.elapsed, self.progress.micro_batch, self.progress.bad = elapsed, micro, 0
         self.log.say(
@@ -339,8 +349,7 @@ class Trainer:
         if better:
             first = state.best_step < 0
             state.best, state.best_step, state.stale = score.loss, state.step, 0
-            if self.ranks.first:
-                checkpoint.write(self.folder / checkpoint.BEST, self.content(score))
+            self.files.save_best(self.content(score))
             self.tell_saved(checkpoint.BEST, score)
             if first:
                 self.publish()
@@ -349,7 +358,7 @@ class Trainer:
         self.log.say(
             f"step {state.step:>6}  val loss {score.loss:.4f} ± {score.loss_se:.4f}  {score.bpb:.4f} bits per byte{'  best' if better else ''}"
         )
-        if self.config.sample_tokens and self.ranks.first:
+        if self.config.sample_tokens and self.ranks.first and not self.config.fsdp:
             text = self.task.sample(self.model, self.config.seed)
             self.log.event("sample", step=state.step, text=text)
         if self.average:
@@ -397,8 +406,9 @@ class Trainer:
             "optimizer": self.plan.optimizer,
             "threads": torch.get_num_threads(),
         }
+        resumed_from = self.training_state() if training else None
         return checkpoint.content_of(
-            self.model, self.task.tokenizer, provenance, training=self.training_state() if training else None
+            self.model, self.task.tokenizer, provenance, resumed_from, weights(self.model)
         )
 
     def training_state(self) -> dict[str, Any]:
@@ -424,7 +434,7 @@ class Trainer:
     def restore(self, content: dict[str, Any]) -> None:
         """Takes a checkpoint's state over, to the last bit."""
         saved = content["training"]
-        self.model.load_state_dict(content["model"])
+        set_weights(self.model, content["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.scaler.load_state_dict(saved["scaler"])
@@ -439,9 +449,8 @@ class Trainer:
         if self.saved_step == self.progress.step:
             return
         self.saved_step = self.progress.step
-        if self.ranks.first:
-            self.log.sync()
-            checkpoint.save_last(self.folder, self.content(self.score_here(), training=True))
+        self.log.sync()
+        self.files.save_last(self.content(self.score_here(), training=True))
         self.tell_saved(checkpoint.LAST, self.score_here())
         self.saved_at = time.monotonic()
 
@@ -459,15 +468,21 @@ class Trainer:
         if not every or not step or step % every or step == self.numbered_step:
             return
         self.numbered_step = step
-        if self.ranks.first:
-            checkpoint.save_numbered(
-                self.folder, step, self.content(self.score_here(), training=True), self.config.keep
-            )
+        self.files.save_numbered(step, self.content(self.score_here(), training=True), self.config.keep)
 
     def score_here(self) -> Score | None:
         """The score of this very step, where it was evaluated."""
         step, score = self.last_score or (-1, None)
         return score if step == self.progress.step else None
+
+
+def open_files(folder: Path, ranks: Ranks, fsdp: bool) -> Files:
+    """The checkpoints of a run: single files, or folders of shards."""
+    if not fsdp:
+        return Files(folder, ranks)
+    from training.folders import Folders  # half a second that other runs need not wait
+
+    return Folders(folder, ranks)
 
 
 def fit(trainer: Trainer) -> dict[str, Any]:
@@ -504,24 +519,22 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 
 
 def final_score(trainer: Trainer) -> Score:
-    """Scores the last weights completely, and the best so far where they may be better; the better are best_model.pt."""
-    state, best_file = trainer.progress, trainer.folder / checkpoint.BEST
+    """Scores the last weights completely, and the best so far where they may be better; the better are kept as the best."""
+    state, model = trainer.progress, trainer.model
     if trainer.average:
         trainer.average.swap()
-    score = trainer.task.evaluate(trainer.model, limit=0, autocast=trainer.autocast())
+    score = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())
     trainer.log.event("evaluation", step=state.step, **asdict(score))
-    trainer.ranks.barrier()
-    if best_file.exists() and not score.loss <= state.best:  # also where the last loss is NaN
-        held = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-        trainer.model.load_state_dict(checkpoint.load(best_file, trainer.device)["model"])
-        best = trainer.task.evaluate(trainer.model, limit=0, autocast=trainer.autocast())
+    if not score.loss <= state.best and (held := trainer.files.best()):  # also where the last loss is NaN
+        last = {name: weight.clone() for name, weight in weights(model).items()}
+        set_weights(model, held)
+        best = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())
         if not score.loss < best.loss:
             return best
-        trainer.model.load_state_dict(held)
+        set_weights(model, last)
     if math.isfinite(score.loss):
         state.best, state.best_step = score.loss, state.step
-        if trainer.ranks.first:
-            checkpoint.write(best_file, trainer.content(score))
+        trainer.files.save_best(trainer.content(score))
         trainer.tell_saved(checkpoint.BEST, score)
     return score
 
@@ -535,8 +548,7 @@ def verify_resume(trainer: Trainer) -> str:
     Raises:
         UserError: when there is nothing to replay, or a bit differs.
     """
-    folder = trainer.folder
-    newest, before = checkpoint.load(folder / checkpoint.LAST), checkpoint.load(folder / checkpoint.PREVIOUS)
+    before, newest = trainer.files.last_two()
     start, end = (content["training"]["progress"] for content in (before, newest))
     if start["rewinds"] != end["rewinds"]:
         raise UserError(
@@ -557,12 +569,12 @@ def verify_resume(trainer: Trainer) -> str:
                 f"step {step}, replayed, has the loss {trainer.loss!r}; the run's log says {trainer.replay[step]['loss']!r}."
             )
     replayed = {
-        "model": trainer.model.state_dict(),
+        "model": weights(trainer.model),
         **{k: v for k, v in trainer.training_state().items() if k not in ("progress", "budget")},
     }
     saved = {"model": newest["model"], **{k: newest["training"][k] for k in replayed if k != "model"}}
     pairs = list(zip(leaves(replayed), leaves(saved), strict=True))
-    differing = [name for (name, a), (_, b) in pairs if not same(a, b)]
+    differing = list(dict.fromkeys(name for part in trainer.ranks.gather(unlike(pairs)) for name in part))
     between = f"steps {start['step']} to {end['step']}"
     if differing:
         raise UserError(
@@ -572,8 +584,13 @@ def verify_resume(trainer: Trainer) -> str:
     return f"resume verified: {between} replayed; {len(pairs)} values of weights, optimizer and random states identical to the last bit"
 
 
+def unlike(pairs: list[tuple[tuple[str, Any], tuple[str, Any]]]) -> list[str]:
+    """The names of those pairs of values that differ, on this rank."""
+    return [name for (name, a), (_, b) in pairs if not same(a, b)]
+
+
 def same(a: Any, b: Any) -> bool:
-    return torch.equal(a.cpu(), b.cpu()) if isinstance(a, Tensor) else a == b
+    return torch.equal(own_part(a).cpu(), own_part(b).cpu()) if isinstance(a, Tensor) else a == b
 
 
 def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:

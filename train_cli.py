@@ -1,4 +1,5 @@
-"""The front door of training: `python train_cli.py --preset quick`, and the verbs plan, evaluate, average, export, import, compare, watch.
+"""The front door of training: `python train_cli.py --preset quick`, and the verbs plan, evaluate, average, consolidate, export, import,
+compare, watch.
 
 Each verb is one function that reads from top to bottom like the story of what it does.
 """
@@ -108,33 +109,47 @@ def train(argv: list[str]) -> int:
 
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
     import checkpoint
-    from train import Trainer, fit, verify_resume
+    from train import Trainer, fit, open_files, verify_resume
     from training import calibrate, plan, runlog
+    from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
-    run = ranks.gather(choose_run(config, out_dir))[0]
+    run = ranks.share(lambda: choose_run(config, out_dir))
     folder = out_dir / run
     say = print if ranks.first else (lambda *_: None)
     saved = None
     if config.resume or config.verify_resume:
-        saved, path = checkpoint.load_newest(folder, say)
+        files = open_files(folder, ranks, ranks.share(lambda: in_shards(folder)))
+        saved, path = files.newest(say)
         config, values = resumed_settings(saved, given, ranks)
         say(f"resuming {folder} from {path.name}, step {saved['training']['progress']['step']}")
     calibrate.tune_process(ranks.device, config.threads)
-    with lock(folder) if ranks.first else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        ranks.share(lambda: held.enter_context(lock(folder)))
         if not saved:
-            refuse_used(folder)
+            ranks.share(lambda: refuse_used(folder))
+        if config.fsdp:
+            from training.folders import require_one_folder
+
+            require_one_folder(folder, ranks)
+        start = None if saved else start_from(config, ranks)
         asked = saved["provenance"]["asked_vocab_size"] if saved else asked_vocab_size(given, values)
-        corpus, config = find_corpus(config, given, asked, saved, say, ranks)
+        corpus, config = find_corpus(config, given, asked, saved or start, say, ranks)
+        require_one_text(corpus, ranks)
         if saved and saved["provenance"]["data_hash"] != corpus.data_hash:
             raise UserError(
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
         model_config = take(ModelConfig, {**values, "vocab_size": corpus.tokenizer.vocab_size})
-        model = make_model(model_config, config, ranks, saved)
-        told = ranks.gather(plan.make_plan(model.config, config, ranks, len(corpus.train)))[0]  # probes differ a little
+        if start:
+            model_config = take(ModelConfig, {**start["config"], "dropout": model_config.dropout})
+        told = ranks.gather(plan.make_plan(model_config, config, ranks, len(corpus.train)))[0]  # probes differ a little
+        if config.fsdp:
+            model = make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
+        else:
+            model = make_model(model_config, config, start).to(ranks.device)
         if told.compile:
-            compile_trunk(model)
+            compile_trunk(model, config.fsdp)
         for line in told.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
@@ -149,7 +164,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         if ranks.first:
             checkpoint.clean_temporaries(folder)
         if saved:
-            trainer.restore(saved)
+            trainer.restore(files.fill(saved, path))
             trainer.progress.micro_batch = told.micro_batch_size
             if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
                 trainer.budget = 0.0
@@ -184,7 +199,8 @@ def choose_run(config: TrainConfig, out_dir: Path) -> str:
     if config.run:
         return config.run
     if config.resume or config.verify_resume:
-        runs = sorted((path.stat().st_mtime, path.parent.name) for path in out_dir.glob("*/last.pt"))
+        states = [*out_dir.glob("*/last.pt"), *out_dir.glob("*/last_*.dcp")]
+        runs = sorted((path.stat().st_mtime, path.parent.name) for path in states)
         if not runs:
             raise UserError(
                 f"there is no run to resume in {out_dir}/: start one without --resume, or name its folder with --out_dir."
@@ -200,11 +216,15 @@ def refuse_used(folder: Path) -> None:
         UserError: when the folder holds steps that would be lost.
     """
     import checkpoint
+    from training.files import in_shards
 
-    try:
+    step = 0
+    with contextlib.suppress(UserError):  # nothing there that could be gone on with
         step = checkpoint.load_newest(folder, lambda _: None)[0]["training"]["progress"]["step"]
-    except UserError:  # nothing there that could be gone on with
-        return
+    if in_shards(folder):
+        from training.folders import steps_done
+
+        step = max(step, steps_done(folder))
     if step:
         raise UserError(
             f"{folder} holds a run of {step} steps: pass --resume to go on with it, or another name with --run."
@@ -251,8 +271,9 @@ def done_already(config: TrainConfig) -> str:
     return f"note     its {config.max_iters:,} steps are done: pass a larger --max_iters to train on"
 
 
-def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: dict | None, say, ranks):
-    """The tokenised corpus; where GPT-2's tokenizer was only the default and cannot be had, a bpe of the corpus takes its place."""
+def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, before: dict | None, say, ranks):
+    """The tokenised corpus, with the tokenizer of a checkpoint `before` where there is one; where GPT-2's was only the default
+    and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
     from data import open_corpus, prepare
     from sources import find_source
@@ -262,10 +283,9 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: 
     source = find_source(config)
     if source.why:
         say(source.why)
-    if saved and (config.init_from or config.tokenizer == "gpt2"):
-        ready = tokenizers.from_dict(saved["tokenizer"])
-    else:
-        ready = start_tokenizer(config)
+    ready = None
+    if before and (config.init_from or config.tokenizer == "gpt2"):
+        ready = tokenizers.from_dict(before["tokenizer"])
     if not ready and config.tokenizer == "gpt2":
         try:
             ready = tokenizers.load_gpt2()
@@ -285,39 +305,80 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, saved: 
     return corpus, config
 
 
-def start_tokenizer(config: TrainConfig):
-    """The tokenizer of what `--init_from` names, or None."""
+def require_one_text(corpus, ranks) -> None:
+    """Makes sure that all hosts read the same text with the same tokenizer.
+
+    Raises:
+        UserError: on every rank, when they do not.
+    """
+    found = ranks.gather(corpus.data_hash)
+    if len(set(found)) > 1:
+        apart = ", ".join(f"rank {rank}" for rank, key in enumerate(found) if key != found[0])
+        raise UserError(
+            f"the text is another on {apart} than on rank 0: give every host the same files under --data, and the same --tokenizer."
+        )
+
+
+def start_from(config: TrainConfig, ranks) -> dict[str, Any] | None:
+    """What `--init_from` names, if anything; its weights on the first rank only, from which the others get them."""
     if not config.init_from:
         return None
-    import tokenizer as tokenizers
     from training.export import load_start
 
-    return tokenizers.from_dict(load_start(config.init_from)["tokenizer"])
+    found: dict[str, Any] = {}
+
+    def load() -> dict[str, Any]:
+        found.update(load_start(config.init_from))
+        return {name: found[name] for name in ("config", "tokenizer")}
+
+    return ranks.share(load) | found
 
 
-def make_model(model_config: ModelConfig, config: TrainConfig, ranks, saved: dict | None):
-    """A fresh model, or the one that `--init_from` names: then its shape is that model's."""
+def make_model(model_config: ModelConfig, config: TrainConfig, start: dict | None):
+    """A fresh model, with the weights of `start` where it brings some."""
     import torch
 
     from model import GPT, build
-    from training.export import load_start
 
     torch.manual_seed(config.seed)
-    if config.init_from and not saved:
-        content = load_start(config.init_from)
-        model = build({**content["config"], "dropout": model_config.dropout})
-        model.load_state_dict(content["model"])
-    else:
-        model = GPT(model_config)
+    model = build({**start["config"], "dropout": model_config.dropout}) if start else GPT(model_config)
+    if start and "model" in start:
+        model.load_state_dict(start["model"])
     model.checkpoint_activations = config.checkpoint_activations
-    return model.to(ranks.device)
+    return model
 
 
-def compile_trunk(model) -> None:
-    """Compiles the blocks; the head stays as it is, a chunked product that a compiler cannot better."""
+def make_shards(model_config: ModelConfig, config: TrainConfig, start: dict | None, ranks, dtype: str, fresh: bool):
+    """The same model in shards. Only the first rank ever holds it whole, on its CPU, and only for a fresh start."""
     import torch
 
-    model.trunk = torch.compile(model.run_blocks)
+    from training.sharding import scatter, shard
+
+    with torch.device("meta"):
+        model = make_model(model_config, config, start and {"config": start["config"]})
+    whole = make_model(model_config, config, start) if fresh and ranks.first else None
+    shard(model, ranks, dtype)
+    if fresh:
+        scatter(whole, model, ranks)
+    return model
+
+
+def compile_trunk(model, fsdp: bool) -> None:
+    """Compiles the blocks; the head stays as it is, a chunked product that a compiler cannot better. Of a model in shards each
+    piece that is gathered at one go is compiled by itself."""
+    import torch
+
+    if not fsdp:
+        model.trunk = torch.compile(model.run_blocks)
+        return
+    from training.sharding import pieces
+
+    def in_training(piece):
+        plain, compiled = piece.forward, torch.compile(piece.forward)
+        return lambda *inputs: (compiled if piece.training else plain)(*inputs)
+
+    for piece in pieces(model):
+        piece.forward = in_training(piece)
 
 
 @contextlib.contextmanager
@@ -353,6 +414,8 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
     logs = trainer.log.folder
     entropy = corpus.meta["entropy"]
     runlog.write_summary(logs, {**summary, "entropy": entropy})
+    if trainer.config.fsdp and summary["val_loss"] is not None:
+        write_single_files(folder)
     checkpoint.publish(folder)
     picture = runlog.draw(logs, folder.name, entropy)
     if summary["val_loss"] is None:
@@ -374,10 +437,21 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
             f"the text's true entropy is {entropy:.4f} bits per byte: "
             f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
-    show_samples(folder, corpus)
+    if not trainer.config.fsdp:
+        show_samples(folder, corpus)
     print(
         f"\ncurve {picture} · model {folder / checkpoint.BEST} · more: python generate.py --checkpoint {folder / checkpoint.BEST}"
     )
+
+
+def write_single_files(folder: Path) -> None:
+    """best_model.pt and last.pt of a run in shards; where memory is too small for them the run is not lost, and says so."""
+    from training.folders import consolidate_run
+
+    try:
+        consolidate_run(folder)
+    except UserError as error:
+        print(f"\nnot written: {', '.join(('best_model.pt', 'last.pt'))}. {error}")
 
 
 def show_samples(folder: Path, corpus) -> None:
@@ -531,6 +605,10 @@ def average(argv: list[str]) -> int:
         paths = [path for _, path in scored[: args.best]]
     elif args.last:
         paths = paths[-args.last :]
+    if len(paths) < 2 and any(folder.glob("step_*.dcp")):
+        raise UserError(
+            f"the numbered checkpoints of {folder} are in shards: run python train_cli.py consolidate {folder} first."
+        )
     if len(paths) < 2:
         raise UserError(
             f"{folder} has {len(paths)} numbered checkpoints to average; train with --save_interval N --keep K to have more."
@@ -542,6 +620,22 @@ def average(argv: list[str]) -> int:
     print(
         f"averaged steps {', '.join(map(str, content['provenance']['averaged']))} into {out}; score it with python train_cli.py evaluate {out}"
     )
+    return 0
+
+
+def consolidate(argv: list[str]) -> int:
+    """Makes ordinary files of a run in shards."""
+    parser = Parser(
+        prog="train_cli.py consolidate",
+        description="Writes best_model.pt, last.pt and the numbered checkpoints from the shards of a run that was trained with --fsdp.",
+    )
+    parser.add_argument("run", help="a run's folder, such as checkpoints/my-run")
+    args = parser.parse_args(argv)
+
+    from training.folders import consolidate_run
+
+    written = consolidate_run(Path(args.run), numbered=True)
+    print(f"wrote {', '.join(map(str, written))}; try python generate.py --checkpoint {written[0]}")
     return 0
 
 
@@ -635,6 +729,7 @@ VERBS = {
     "plan": make_plan_only,
     "evaluate": evaluate,
     "average": average,
+    "consolidate": consolidate,
     "export": export,
     "import": import_,
     "compare": compare,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,22 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 import checkpoint
-from config import ROOT
-from tests.runs import environment, events, finish, losses, main_here, resume, small_run, wait_for
+from config import ROOT, UserError
+from tests.crew import Crew
+from tests.runs import (
+    SMALL,
+    environment,
+    equal,
+    events,
+    finish,
+    flags,
+    losses,
+    main_here,
+    resume,
+    small_run,
+    wait_for,
+    write_text,
+)
 from training.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
@@ -147,3 +162,89 @@ def test_one_rank_needs_no_others():
     assert ranks.gather("x") == ["x"]
     assert ranks.first
     ranks.barrier()
+
+
+# ---- hosts with disks of their own
+
+
+TREE = {"a": [torch.arange(3), "text", None], "b": (torch.ones(2, 2, dtype=torch.bfloat16), {1: torch.tensor(True)})}
+
+
+def share_a_tree(ranks: Ranks) -> bool:
+    """Whether a rank gets what only the first can read."""
+
+    def read() -> dict:
+        assert ranks.first
+        return TREE
+
+    return equal(ranks.share(read), TREE)
+
+
+def share_an_error(ranks: Ranks) -> str:
+    def read() -> None:
+        raise UserError("there is no such file")
+
+    try:
+        ranks.share(read)
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    """Two ranks that stand in folders of their own, so that a relative path is another place to each."""
+    crew = Crew(tmp_path_factory.mktemp("host"), tmp_path_factory.mktemp("host"))
+    yield crew
+    crew.close()
+
+
+def on_hosts(hosts: Crew, run: str, **changes) -> list:
+    """A small run whose paths are relative to each host's folder."""
+    for folder in hosts.folders:
+        write_text(folder / "text.txt")
+    places = {"data": "text.txt", "out_dir": "out", "log_dir": "logs", "run": run}
+    short = {"max_iters": 10, "eval_interval": 5, "sample_tokens": 0, "ema": 0.9}
+    return hosts.run(*flags(**{**places, **SMALL, **TOGETHER, **short, **changes}))
+
+
+def test_what_the_first_rank_reads_all_have(hosts):
+    assert hosts.call("tests.test_distributed:share_a_tree") == [True, True]
+
+
+def test_an_error_of_the_first_rank_is_one_of_all(hosts):
+    assert hosts.call("tests.test_distributed:share_an_error") == ["there is no such file"] * 2
+
+
+def test_only_the_first_host_needs_the_checkpoints(hosts, monkeypatch):
+    """A run, one from its weights, and one that goes on: the losses and scores of one process."""
+    here, there = hosts.folders
+    goes_on = flags(out_dir="out", log_dir="logs", run="b", resume=True, progress=False, max_iters=15)
+    for told in (on_hosts(hosts, "a"), on_hosts(hosts, "b", init_from="out/a/best_model.pt"), hosts.run(*goes_on)):
+        assert [each.value for each in told] == [0, 0], told
+    assert not (there / "out").exists()
+    start = here / "out" / "a" / "best_model.pt"
+    how = {**TOGETHER, "max_iters": 10, "eval_interval": 5, "sample_tokens": 0, "ema": 0.9}
+    assert main_here(here, monkeypatch, *small_run(here, "one", **how, init_from=start)) == 0
+    assert main_here(here, monkeypatch, *resume(here, "one", max_iters=15)) == 0
+    one, two = losses(here, "one"), losses(here, "b")
+    assert sorted(one) == sorted(two) == list(range(15))
+    assert all(abs(one[step] - two[step]) < 1e-5 for step in one)
+    for a, b in zip(events(here, "evaluation", "one"), events(here, "evaluation", "b"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_shards_need_a_folder_that_all_hosts_share(hosts):
+    told = on_hosts(hosts, "c", fsdp=True)
+    assert [each.value for each in told] == [2, 2]
+    assert all("do not see the same out/c: with --fsdp every host writes its shards" in each.err for each in told)
+    assert all("--out_dir that all of them share" in each.err for each in told)
+
+
+def test_hosts_with_different_texts_are_refused(hosts):
+    write_text(hosts.folders[1] / "other.txt", seed=2)
+    shutil.copy(hosts.folders[0] / "text.txt", hosts.folders[0] / "other.txt")
+    told = on_hosts(hosts, "d", data="other.txt")
+    assert [each.value for each in told] == [2, 2]
+    words = "the text is another on rank 1 than on rank 0: give every host the same files under --data"
+    assert all(words in each.err for each in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -164,6 +165,40 @@ def test_auto_takes_muon_only_where_it_pays(measured):
     small = plan.make_plan(TINY, TrainConfig(optimizer="auto", batch_size=1, compile="off"), ONE)
     large = plan.make_plan(TINY, TrainConfig(optimizer="auto", batch_size=512, compile="off"), ONE)
     assert (small.optimizer, large.optimizer) == ("adamw", "muon")
+
+
+# ---- a model in shards
+
+LARGE = ModelConfig(vocab_size=64, n_layer=48, n_head=8, n_embd=1024, block_size=64)  # 600 M parameters
+
+
+def shared(measured, world: int, free: int, **changes) -> plan.Plan:
+    """The plan of so many ranks that share LARGE, with so many bytes free on each."""
+    measured.setattr(calibrate, "free_memory", lambda _: free)
+    config = TrainConfig(**{"fsdp": True, "batch_size": 16, "compile": "off", "dtype": "float32", **changes})
+    return plan.make_plan(LARGE, config, Ranks(0, world, CPU))
+
+
+def test_shards_take_the_less_memory_the_more_ranks_there_are(measured):
+    needed = [shared(measured, world, 2**40).memory_bytes for world in (1, 2, 4, 8)]
+    weights = 16 * plan.count_parameters(LARGE)
+    for more, fewer in itertools.pairwise(needed):
+        assert fewer < more
+    assert needed[0] - needed[1] >= weights // 2
+
+
+@pytest.mark.parametrize(("free", "meet_each"), [(2**40, False), (5 * 2**30, True)])
+def test_whole_gradients_are_kept_between_micro_steps_where_they_fit(measured, free, meet_each):
+    told = shared(measured, 8, free, micro_batch_size=1)
+    assert told.micro_steps == 2
+    assert told.meet_each == meet_each
+    assert told.memory_bytes < free
+
+
+def test_one_micro_step_keeps_no_whole_gradients(measured):
+    apart, at_once = (shared(measured, 8, 2**40, micro_batch_size=micro).memory_bytes for micro in (1, 2))
+    assert apart - at_once > 3 * plan.count_parameters(LARGE)
+    assert not shared(measured, 8, 5 * 2**30, micro_batch_size=2).meet_each
 
 
 # ---- compiling

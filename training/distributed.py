@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from config import UserError
 
@@ -42,9 +46,78 @@ class Ranks:
         dist.all_gather_object(everything, value)
         return everything
 
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns on the first rank, on every rank: nested dicts and lists of plain values and of tensors on the CPU.
+
+        So only the first rank needs to see a file.
+
+        Raises:
+            UserError: on every rank, when `make` raised it on the first.
+        """
+        if self.world == 1:
+            return make()
+        value, told = None, [(None, None)]
+        if self.first:
+            try:
+                value = make()
+                told = [(None, mapped(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta")))]
+            except UserError as error:
+                told = [(error, None)]
+        dist.broadcast_object_list(told)
+        error, outline = told[0]
+        if error:
+            raise error
+        if not self.first:
+            value = mapped(outline, lambda t: torch.empty_like(t, device="cpu"))
+        mapped(value, lambda t: dist.broadcast(t.contiguous(), 0))
+        return value
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Nested dicts and lists with each tensor changed, in order."""
+    if isinstance(tree, dict):
+        return {key: mapped(value, change) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(mapped(value, change) for value in tree)
+    return change(tree) if isinstance(tree, Tensor) else tree
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a rank's share of a tensor, a DTensor. Asked by its looks: to import that class takes half a second."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the rows of all ranks, which all must ask for."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor, or all of it where it is whole."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights by name: its state dict, or this rank's shards of its parameters."""
+    named = dict(model.named_parameters())
+    if not any(map(is_sharded, named.values())):
+        return model.state_dict()
+    return {name: param.detach() for name, param in named.items()}
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, held: dict[str, Tensor]) -> None:
+    """Gives a model the weights that `weights` took from one like it."""
+    named = dict(model.named_parameters())
+    if not any(map(is_sharded, named.values())):
+        model.load_state_dict(held)
+        return
+    for name, param in named.items():
+        param.copy_(held[name])
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -81,5 +154,7 @@ def start(wanted: str) -> Ranks:
 
 
 def stop() -> None:
+    """Leaves the other ranks, if there are any."""
     if dist.is_initialized():
+        gc.collect()  # shards hold their group in a circle, and its threads must end before the interpreter does
         dist.destroy_process_group()

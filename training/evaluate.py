@@ -50,10 +50,14 @@ def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, li
     was_training = model.training
     model.eval()
     rows = []  # (nats, tokens, bytes) of each window
-    for group in groups[ranks.rank :: ranks.world]:
+    for turn in range(0, len(groups), ranks.world):
+        mine = turn + ranks.rank
+        group = groups[min(mine, len(groups) - 1)]  # ranks that share one model's weights call it equally often
         idx, targets = window_batch(corpus.val, group, block_size)
         with autocast or torch.autocast(ranks.device.type, enabled=False):
             losses = model(idx.to(ranks.device), targets.to(ranks.device), reduction="none")
+        if mine >= len(groups):
+            break
         nats = losses.double().sum(1).cpu().numpy()
         counted = np.where(targets.numpy() >= 0, lengths[targets.clamp(min=0).numpy()], 0).sum(1)
         rows += list(zip(nats, group[:, 1], counted, strict=True))

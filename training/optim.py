@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from config import ModelConfig, TrainConfig
+from training.distributed import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 NEWTON_SCHULZ = (
     3.4445,
@@ -39,23 +44,54 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    state["momentum"] = torch.zeros_like(param)
-                state["momentum"].lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
-                parts = getattr(param, "parts", (len(param),))
-                for rows, change in zip(param.split(parts), update.split(parts), strict=True):
-                    by_shape.setdefault(tuple(rows.shape), []).append((rows, change))
-            for shape, pairs in by_shape.items():
-                changes = orthogonal(torch.stack([change for _, change in pairs]), self.dtype)  # (matrices, rows, columns)
-                scale = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
-                for (rows, _), change in zip(pairs, changes, strict=True):
-                    rows.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-scale)
+            params = [param for param in group["params"] if param.grad is not None]
+            updates = [self.look_ahead(param, group["momentum"]) for param in params]
+            parts = [getattr(param, "parts", (len(param),)) for param in params]
+            if any(map(is_sharded, params)):
+                updates = self.orthogonalise_shards(updates, parts)
+            else:
+                self.orthogonalise(updates, parts)
+            for param, update in zip(params, updates, strict=True):
+                param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    def look_ahead(self, param: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's update: where the momentum will be after another step like this one."""
+        state = self.state[param]
+        if not state:
+            state["momentum"] = torch.zeros_like(param)
+        state["momentum"].lerp_(param.grad, 1 - momentum)
+        return param.grad.lerp(state["momentum"], momentum)
+
+    def orthogonalise(self, updates: list[Tensor], parts: list[tuple[int, ...]]) -> None:
+        """Replaces whole updates, (rows, columns) each, by orthogonal ones, part by part."""
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for update, rows in zip(updates, parts, strict=True):
+            for part in update.split(rows):
+                by_shape.setdefault(part.shape, []).append(part)
+        for shape, found in by_shape.items():
+            changes = orthogonal(torch.stack(found), self.dtype)  # (matrices, rows, columns)
+            for part, change in zip(found, changes, strict=True):
+                torch.mul(change, math.sqrt(max(1, shape[0] / shape[1])), out=part)
+
+    def orthogonalise_shards(self, updates: list[DTensor], parts: list[tuple[int, ...]]) -> list[DTensor]:
+        """The same for updates whose rows are spread over the ranks: matrices of a shape are dealt out whole, then sent back.
+
+        So each matrix is iterated on once in all, by one rank.
+        """
+        from torch.distributed.tensor import Shard
+
+        by_shape: dict[tuple, list[int]] = {}
+        for place, (update, rows) in enumerate(zip(updates, parts, strict=True)):
+            by_shape.setdefault((update.shape, rows), []).append(place)
+        done = list(updates)
+        for (_, rows), places in by_shape.items():
+            dealt = torch.stack([updates[place] for place in places]).redistribute(placements=[Shard(0)])
+            mine = dealt.to_local()  # (this rank's matrices, rows, columns)
+            self.orthogonalise(list(mine), [rows] * len(mine))
+            back = dealt.redistribute(placements=[Shard(1)])
+            for place, update in zip(places, back.unbind(), strict=True):
+                done[place] = update
+        return done
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -15,7 +15,7 @@ from training.units import count, duration, size
 
 COMPILING = {"cpu": 20.0, "cuda": 60.0}  # seconds that torch.compile costs the first time, about
 GAIN = {("cpu", "classic"): 1.0, ("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least
-MEASURED_ABOVE = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long
+PROBED_BELOW = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long, and may not fit one GPU
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Plan:
     steps: int
     seconds: float
     epochs: float
+    meet_each: bool = False  # with fsdp: gradients meet after each micro-step
     warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -67,19 +68,20 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
         )
     device = ranks.device
     parameters = count_parameters(model_config)
-    dtype = config.dtype if config.dtype != "auto" else choose_dtype(model_config, parameters, device)
+    probed = parameters < PROBED_BELOW or (device.type != "cpu" and not config.fsdp)
+    dtype = config.dtype if config.dtype != "auto" else choose_dtype(model_config, probed, device)
     tokens_per_step = config.batch_size * model_config.block_size
     share = muon_share(model_config, tokens_per_step)
     optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
     share_of_rank = config.batch_size // ranks.world
     micro = config.micro_batch_size or choose_micro_batch(
-        model_config, config, parameters, dtype, share_of_rank, device
+        model_config, config, parameters, dtype, share_of_rank, device, ranks.world
     )
     if share_of_rank % micro:
         raise UserError(
             f"micro_batch_size {micro} does not divide the {share_of_rank} sequences of each rank: choose one of its divisors."
         )
-    speed = ranks.world / seconds_per_token(model_config, parameters, device, dtype)
+    speed = ranks.world / seconds_per_token(model_config, probed, device, dtype)
     budget = seconds(config.time) if config.time else 0.0
     steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
     expected = budget or steps * tokens_per_step / speed
@@ -88,6 +90,10 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
     if compiled and not budget:
         expected = expected / gain + COMPILING[device.type]
         speed *= gain
+    needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world)
+    free = calibrate.free_memory(device)
+    whole_gradients = 4 * parameters if config.fsdp and micro < share_of_rank else 0
+    room = needed + whole_gradients < 0.8 * free
     plan = Plan(
         parameters=parameters,
         dtype=dtype,
@@ -95,14 +101,15 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
         compile=compiled,
         micro_batch_size=micro,
         micro_steps=share_of_rank // micro,
-        memory_bytes=memory(model_config, config, parameters, dtype, micro, optimizer),
-        free_bytes=calibrate.free_memory(device),
+        memory_bytes=needed + (whole_gradients if room else 0),
+        free_bytes=free,
         flops_per_token=flops_per_token(model_config),
         tokens_per_step=tokens_per_step,
         tokens_per_second=speed,
         steps=steps,
         seconds=expected,
         epochs=steps * tokens_per_step / train_tokens if train_tokens else 0.0,
+        meet_each=whole_gradients > 0 and not room,
     )
     plan.warnings = warnings(plan, config, device, train_tokens)
     return plan
@@ -113,22 +120,22 @@ def count_parameters(config: ModelConfig) -> int:
         return GPT(config).parameter_count()
 
 
-def choose_dtype(config: ModelConfig, parameters: int, device: torch.device) -> str:
-    """By a probe of this very model; of a model too large to probe quickly, by the matrix rates."""
-    if parameters < MEASURED_ABOVE or device.type != "cpu":
+def choose_dtype(config: ModelConfig, probed: bool, device: torch.device) -> str:
+    """By a probe of this very model; of a model too large to probe, by the matrix rates."""
+    if probed:
         return calibrate.best_dtype(config, device)
     rates = {dtype: calibrate.matrix_rate(device, dtype) for dtype in ("float32", "bfloat16")}
     return max(rates, key=rates.get)
 
 
-def seconds_per_token(config: ModelConfig, parameters: int, device: torch.device, dtype: str) -> float:
-    if parameters < MEASURED_ABOVE or device.type != "cpu":
+def seconds_per_token(config: ModelConfig, probed: bool, device: torch.device, dtype: str) -> float:
+    if probed:
         return calibrate.seconds_per_token(config, device, dtype)
     return flops_per_token(config) / (0.5 * calibrate.matrix_rate(device, dtype))
 
 
 def choose_micro_batch(
-    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1
 ) -> int:
     """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained;
     on a GPU what four fifths of the free memory hold."""
@@ -138,7 +145,7 @@ def choose_micro_batch(
         for micro in range(1, share + 1)
         if share % micro == 0
         and (device.type != "cpu" or micro * config.block_size <= 2048)
-        and memory(config, train, parameters, dtype, micro, "adamw") < 0.8 * free
+        and memory(config, train, parameters, dtype, micro, "adamw", world) < 0.8 * free
     ]
     return max(fits, default=1)
 
@@ -159,10 +166,20 @@ def choose_compile(wanted: str, expected: float, device: torch.device, gain: flo
     return expected * (1 - 1 / gain) > 2 * COMPILING[device.type]
 
 
-def memory(config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str) -> int:
+def gathered(config: ModelConfig, parameters: int) -> int:
+    """Bytes of what a rank of a shared model holds whole at one time: embeddings, and two blocks with their gradients."""
+    embeddings = config.vocab_size * config.n_embd * (1 if config.tied_head else 2)
+    return 8 * embeddings + 16 * (parameters - embeddings) // config.n_layer
+
+
+def memory(
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, world: int = 1
+) -> int:
     """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself."""
     states = 4 if optimizer == "adamw" else 3
     weights = 4 * parameters * (states + (1 if train.ema else 0))
+    if train.fsdp:
+        weights = weights // world + gathered(config, parameters)
     head = 4 * config.vocab_size * config.n_embd + 3 * min(2**25, 4 * micro * config.block_size * config.vocab_size)
     tokens = micro * config.block_size
     q = config.n_head * config.head_dim
