@@ -41,6 +41,10 @@ class CorruptCheckpoint(UserError):
     """A file that is not what was written."""
 
 
+class OtherVersion(UserError):
+    """A whole file of this toolkit, in a format that this version does not read."""
+
+
 # ---- one file
 
 
@@ -122,6 +126,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]
 
     Raises:
         CorruptCheckpoint: for a file that is damaged, or from another program.
+        OtherVersion: for one of another format.
     """
     path = Path(path)
     verify(path)
@@ -131,15 +136,22 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]
         raise CorruptCheckpoint(
             f"{path} holds something else than plain weights ({type(error).__name__}): it is refused."
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptCheckpoint(
-            f"{path} has checkpoint format {content.get('format') if isinstance(content, dict) else None}; this version reads {FORMAT}."
+    written = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(written, int):
+        raise CorruptCheckpoint(f"{path} names no checkpoint format, so it is no checkpoint of this toolkit: it is refused.")
+    if written != FORMAT:
+        raise OtherVersion(
+            f"{path} has checkpoint format {written}; this version reads {FORMAT}: use the version of the toolkit that wrote it."
         )
     return content
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, Tokenizer, dict]:
-    """A model ready to evaluate, its tokenizer, and its provenance."""
+    """A model ready to evaluate, its tokenizer, and its provenance.
+
+    Raises:
+        UserError: also for a model that another version of the toolkit made, and this one cannot.
+    """
     content = load(resolve(path), device)
     model = build(content["config"]).to(device)
     model.load_state_dict(content["model"])
@@ -214,11 +226,14 @@ def load_newest(folder: Path, warn=print) -> tuple[dict[str, Any], Path]:
 
     Raises:
         UserError: when none is left.
+        OtherVersion: where the newest is of another format; the one before it would lose what that version trained.
     """
     for path in resumable(folder):
         try:
             content = load(path)
             if "training" in content:
+                # the first files did not say what size of vocabulary was asked for: they asked for the one they have
+                content["provenance"].setdefault("asked_vocab_size", content["config"]["vocab_size"])
                 return content, path
         except CorruptCheckpoint as error:
             warn(f"{error} Going on from the one before it.")

@@ -11,14 +11,14 @@ V = vocab_size.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config import ModelConfig
+from config import ModelConfig, UserError
 
 IGNORE = -100  # a target that is not scored
 PAD_TO = 64  # the vocabulary's rows are padded to a multiple of this: matrix units like round sizes
@@ -410,6 +410,19 @@ def describe(model: GPT) -> dict:
 
 
 def build(description: dict) -> nn.Module:
-    """The model that `describe` described, with fresh weights."""
-    model, config = MODELS[description["kind"]]
-    return model(config(**{name: value for name, value in description.items() if name != "kind"}))
+    """The model that `describe` described, with fresh weights. A setting that an older description does not name has its default.
+
+    Raises:
+        UserError: for a kind of model or a setting that this version does not know, and would have to leave out.
+    """
+    kind = description["kind"]
+    if kind not in MODELS:
+        raise UserError(f"the checkpoint holds a model of kind {kind!r}, unknown to this version of the toolkit: use the one that wrote it.")
+    model, config = MODELS[kind]
+    shape = {name: value for name, value in description.items() if name != "kind"}
+    if unknown := sorted(set(shape) - {item.name for item in fields(config)}):
+        raise UserError(
+            f"the checkpoint's model has settings that are unknown to this version of the toolkit ({', '.join(unknown)}): "
+            "use the one that wrote it, or a later one."
+        )
+    return model(config(**shape))

@@ -185,7 +185,8 @@ def from_dict(state: dict) -> Tokenizer:
         return ByteTokenizer()
     if kind == "char":
         return CharTokenizer(state["characters"])
-    return BPETokenizer([piece.encode("latin-1") for piece in state["ranks"]], kind, state["words"])
+    ranks = [piece.encode("latin-1") for piece in state["ranks"]]
+    return BPETokenizer(ranks, kind, state.get("words", WORDS))  # files from when there was one pattern do not name it
 
 
 def load_gpt2() -> BPETokenizer:

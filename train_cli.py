@@ -219,8 +219,12 @@ def refuse_used(folder: Path) -> None:
     from training.files import in_shards
 
     step = 0
-    with contextlib.suppress(UserError):  # nothing there that could be gone on with
+    try:
         step = checkpoint.load_newest(folder, lambda _: None)[0]["training"]["progress"]["step"]
+    except checkpoint.OtherVersion:
+        raise
+    except UserError:  # nothing there that could be gone on with
+        pass
     if in_shards(folder):
         from training.folders import steps_done
 
@@ -243,6 +247,12 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
         UserError: naming a flag that would make it another run.
     """
     was = {**saved["provenance"]["train_config"], **{k: v for k, v in saved["config"].items() if k != "kind"}}
+    known = {item.name for config in (TrainConfig, ModelConfig) for item in dataclasses.fields(config)}
+    if unknown := sorted(set(was) - known):
+        raise UserError(
+            f"this run has settings that this version does not know ({', '.join(unknown)}): resume it with the version that began it, "
+            f"{saved['provenance']['code']}, or a later one; or start a new run from its weights with --init_from."
+        )
     for name, value in given.items():
         if name == "vocab_size" and value in (0, saved["provenance"]["asked_vocab_size"]):
             continue

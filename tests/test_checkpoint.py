@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import checkpoint
+import tokenizer as tokenizers
 from benchmarks.safety import kill_saves
-from checkpoint import CorruptCheckpoint
+from checkpoint import CorruptCheckpoint, OtherVersion
 from config import ModelConfig, UserError
 from model import GPT
 from tests.runs import equal
@@ -125,12 +126,60 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, form):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("other", [{"format": 99}, {"format": None}, [1, 2]])
-def test_another_format_is_refused_by_its_number(tmp_path, other):
+@pytest.mark.parametrize("other", [{"format": None}, {"weights": torch.ones(2)}, [1, 2]])
+def test_a_sealed_file_without_a_format_is_refused(tmp_path, other):
     torch.save(other, tmp_path / "x.pt")
     checkpoint.seal(tmp_path / "x.pt")
-    with pytest.raises(CorruptCheckpoint, match=r"x\.pt has checkpoint format (99|None); this version reads 1"):
+    with pytest.raises(CorruptCheckpoint, match=r"x\.pt names no checkpoint format"):
         checkpoint.load(tmp_path / "x.pt")
+
+
+# ---- other versions
+
+
+def rewritten(path: Path, held: dict) -> Path:
+    """A file of another version: this content, its format included, sealed as `write` does."""
+    torch.save(held, path)
+    checkpoint.seal(path)
+    return path
+
+
+def test_another_format_is_refused_by_its_number(tmp_path):
+    path = rewritten(tmp_path / "x.pt", {**content(), "format": 99})
+    with pytest.raises(OtherVersion, match=r"x\.pt has checkpoint format 99; this version reads 1"):
+        checkpoint.load(path)
+
+
+def test_a_file_from_before_a_setting_was_known_is_read_with_its_default(tmp_path):
+    """`embedding_std` came on 24 November 2026, a tokenizer's `words` the day before; both are additions."""
+    held = content()
+    del held["config"]["embedding_std"]
+    trained = tokenizers.train_bpe(["a small model read a book, and then another book"], 280)
+    held["tokenizer"] = trained.to_dict()
+    del held["tokenizer"]["words"]
+    path = rewritten(tmp_path / "old.pt", {"format": 1, **held})
+    model, tokenizer, _ = checkpoint.load_model(path)
+    assert model.config.embedding_std == ModelConfig.embedding_std
+    assert equal(dict(model.state_dict()), dict(content()["model"]))
+    assert tokenizer.to_dict() == trained.to_dict()
+
+
+@pytest.mark.parametrize("change", [{"sinks": 4}, {"kind": "mamba"}], ids=["setting", "kind"])
+def test_a_model_that_says_more_than_is_known_here_is_refused_by_name(tmp_path, change):
+    held = content()
+    held["config"] |= change
+    path = rewritten(tmp_path / "new.pt", {"format": 1, **held})
+    with pytest.raises(UserError, match=r"(sinks|mamba).* use the one that wrote it"):
+        checkpoint.load_model(path)
+
+
+def test_a_newer_file_is_not_passed_over_for_an_older_one(tmp_path):
+    """Going on from the one before would throw away what the newer version trained."""
+    for step in (1, 2):
+        checkpoint.save_last(tmp_path, content(step))
+    rewritten(tmp_path / "last.pt", {**content(3), "format": 2})
+    with pytest.raises(OtherVersion, match="format 2"):
+        checkpoint.load_newest(tmp_path)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

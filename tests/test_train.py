@@ -107,6 +107,48 @@ def test_a_resumed_text_run_is_the_straight_run(tmp_path, monkeypatch, architect
 Trainer = train.Trainer
 
 
+def rewrite(path, change) -> None:
+    """A checkpoint as another version would have written it."""
+    held = torch.load(path, weights_only=True)
+    change(held)
+    torch.save(held, path)
+    checkpoint.seal(path)
+
+
+def test_a_run_of_the_first_version_is_resumed_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    """Its files did not say what size of vocabulary was asked for, how words are cut, or how embeddings start."""
+
+    def strip(held: dict) -> None:
+        del held["provenance"]["asked_vocab_size"], held["tokenizer"]["words"], held["config"]["embedding_std"]
+
+    how = {"tokenizer": "bpe", "vocab_size": 300, "max_iters": 24}
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "a", **how)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Trainer", lambda *args: stop_at(Trainer(*args), 13))
+        assert main_here(tmp_path, patch, *small_run(tmp_path, "b", **how)) == 143
+    for name in ("last.pt", "best_model.pt"):
+        rewrite(tmp_path / "out" / "b" / name, strip)
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, "b")) == 0
+    assert losses(tmp_path, "b") == losses(tmp_path, "a") and len(losses(tmp_path, "a")) == 24
+
+
+def test_a_run_of_a_newer_version_is_neither_resumed_nor_written_over(tmp_path, monkeypatch, capsys):
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, max_iters=4)) == 0
+    newest = tmp_path / "out" / "a" / "last.pt"
+
+    def refused(arguments: list[str], words: str) -> None:
+        assert main_here(tmp_path, monkeypatch, *arguments) == 2
+        assert words in capsys.readouterr().err
+
+    rewrite(newest, lambda held: held["provenance"]["train_config"].update(lookahead=3))
+    rewrite(newest, lambda held: held["config"].update(sinks=4))
+    refused(resume(tmp_path, max_iters=8), "lookahead, sinks")
+    refused(small_run(tmp_path), "holds a run of 4 steps")
+    rewrite(newest, lambda held: held.update(format=2))
+    refused(resume(tmp_path, max_iters=8), "has checkpoint format 2")
+    refused(small_run(tmp_path), "has checkpoint format 2")
+
+
 def test_resuming_a_finished_run_trains_no_further(tmp_path):
     ended(line_trainer(tmp_path))
     before = last(tmp_path)
