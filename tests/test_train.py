@@ -115,8 +115,8 @@ def rewrite(path, change) -> None:
     checkpoint.seal(path)
 
 
-def test_a_run_of_the_first_version_is_resumed_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    """Its files did not say what size of vocabulary was asked for, how words are cut, or how embeddings start."""
+def test_a_run_whose_files_say_less_is_resumed_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    """The first ones did not say what size of vocabulary was asked for, how words are cut, or how embeddings start."""
 
     def strip(held: dict) -> None:
         del held["provenance"]["asked_vocab_size"], held["tokenizer"]["words"], held["config"]["embedding_std"]
