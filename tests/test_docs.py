@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -92,6 +94,26 @@ def test_files_that_are_named_exist(page):
     """`training/optim.py` in the text is a file here."""
     for name in re.findall(r"`([\w/]+\.(?:py|sh|toml))`", read(page)):
         assert any((folder / name).exists() for folder in (ROOT, *ROOT.glob("[a-z]*/"))), f"{page.name} names {name}"
+
+
+@pytest.fixture(scope="module")
+def ours() -> dict[str, object]:
+    """Our modules and the classes in them, by name."""
+    files = [*ROOT.glob("*.py"), *ROOT.glob("training/*.py"), *ROOT.glob("inference/*.py")]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__"]
+    modules = [importlib.import_module(name) for name in names]
+    classes = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
+    return classes | {module.__name__.rpartition(".")[2]: module for module in modules}
+
+
+@page
+def test_names_of_the_code_exist(page, ours):
+    """`data.splitter` and `Trainer.spike` in the text are things here."""
+    for owner, name in re.findall(r"`(\w+)\.(\w+)(?:\(.*?\))?`", FENCE.sub("", read(page))):
+        if owner in ours and name not in ("py", "md", "pt"):
+            held = ours[owner]
+            known = hasattr(held, name) or name in getattr(held, "__annotations__", {})
+            assert known or f".{name} = " in inspect.getsource(held), f"{page.name} names {owner}.{name}"
 
 
 def test_the_index_names_every_page_once():
