@@ -34,8 +34,6 @@ PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^(<!-- run -->\n)?```(\w*)\n(.*?)^```", re.M | re.S)
 DOORS = ("train.py", "train_cli.py", "generate.py", "serve.py")
 INDEX = ROOT / "docs" / "README_DOCS.md"
-# What the pages name although it is not here yet: links, flags, verbs, targets of make. Once it is here, a test says so.
-COMING = {"CLUSTERS.md"}
 # What is laid over a documented training command, so that it takes a second.
 TINY = shlex.split(
     "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
@@ -86,7 +84,7 @@ def leads_somewhere(target: str, page: Path) -> bool:
 @page
 def test_links_lead_somewhere(page):
     for target in links(page):
-        assert target in COMING or leads_somewhere(target, page), f"{page.name} links to {target}"
+        assert leads_somewhere(target, page), f"{page.name} links to {target}"
 
 
 @page
@@ -119,7 +117,7 @@ def test_names_of_the_code_exist(page, ours):
 def test_the_index_names_every_page_once():
     named = Counter(re.findall(r"^\| \[.*?\]\(([\w./-]+\.md)\) \|", read(INDEX), re.M))
     wanted = {path.name for path in (ROOT / "docs").glob("*.md")} - {INDEX.name}
-    assert set(named) - COMING == wanted | {"../README.md", "../README.zh-CN.md"}
+    assert set(named) == wanted | {"../README.md", "../README.zh-CN.md"}
     assert set(named.values()) == {1}
 
 
@@ -131,17 +129,9 @@ def test_every_page_is_reached_from_the_readme():
         ahead += {
             (page.parent / target.partition("#")[0]).resolve()
             for target in links(page)
-            if target.partition("#")[0].endswith(".md") and target not in COMING
+            if target.partition("#")[0].endswith(".md")
         } - reached
     assert reached == set(PAGES)
-
-
-def test_what_was_to_come_is_not_here_yet(generator):
-    """Take off the list what this names."""
-    flags = {name for parser in generator.parsers().values() for action in parser._actions for name in action.option_strings}
-    targets = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.M))
-    here = {name for name in COMING if ".md" in name and leads_somewhere(name, INDEX)}
-    assert not here | COMING & (flags | targets | set(train_cli.VERBS))
 
 
 # ---- commands
@@ -160,7 +150,7 @@ def commands(path: Path) -> list[list[str]]:
             words = shlex.split(part, comments=True)
             while words and re.match(r"\w+=", words[0]):
                 del words[0]
-            if words and not COMING & set(words):
+            if words:
                 found.append(words)
     return found
 
@@ -205,7 +195,7 @@ def test_flags_that_are_named_exist(page, generator):
     theirs |= {"--cpus", "--env-file", "--gpus", "--stop-timeout", "--user"}  # Docker's
     for words in re.findall(r"`([^`\n]+)`", FENCE.sub("", read(page))):
         for flag in re.findall(r"(?<!\S)--[\w-]*", words):
-            assert flag in known | theirs | COMING, f"{page.name} names {flag}"
+            assert flag in known | theirs, f"{page.name} names {flag}"
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not on this machine")
@@ -290,7 +280,7 @@ def played(tmp_path_factory) -> Path:
             rows = (
                 [["-c", body]] if kind == "python" else [shlex.split(row, comments=True) for row in body.splitlines()]
             )
-            rows = [words for words in rows if words and not COMING & set(words)]
+            rows = [words for words in rows if words]
             jobs += [(str(folder), small(words[1:] if words[0] == "python" else words)) for words in rows]
     (home / "jobs.json").write_text(json.dumps(jobs))
     env = {**os.environ, "LLM_DATA_DIR": str(home / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
