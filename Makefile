@@ -5,7 +5,7 @@ PY := venv/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup-all setup install install-force init check-deps train watch generate info serve serve-dev bench soak \
-	test quick-test test-slow test-gpu test-browser lint image image-push image-digest image-sbom obs-up obs-down verify-deploy \
+	test quick-test test-slow test-gpu test-browser lint image image-push image-digest image-sbom obs-up obs-down verify-deploy verify-cluster \
 	clean clean-checkpoints clean-all runtime dev
 
 ##@ Start here
@@ -119,6 +119,9 @@ obs-down: ## Stop them; sessions and figures stay
 
 verify-deploy: dev build/tools/.installed ## Check all of it: build, run, stop, watch and push the image
 	$(PY) -m deploy.verify
+
+verify-cluster: runtime ## Train on two hosts, made of network namespaces, and compare with one (Linux, root)
+	$(PY) deploy/two_hosts.py
 
 need_registry = @[ -n "$(REGISTRY)" ] || { echo "Where to? make $@ REGISTRY=ghcr.io/you" >&2; exit 2; }
 

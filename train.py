@@ -74,7 +74,8 @@ class Progress:
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second signal leaves at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps. A second SIGINT is a person who will not wait:
+    it leaves at once. A second SIGTERM is a launcher that repeats itself."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -91,9 +92,9 @@ class Stopper:
             signal.signal(number, handler)
 
     def note(self, number: int, _frame) -> None:
-        if self.signal:
+        if self.signal and number == signal.SIGINT:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = self.signal or number
 
 
 class Trainer:
@@ -144,8 +145,9 @@ class Trainer:
                     break
                 self.step()
                 self.agree(stopper)
-        self.stop_reason = self.stop_reason or "done"
-        self.save_last()
+            self.stop_reason = self.stop_reason or "done"
+            self.save_last()
+            self.ranks.barrier()  # where one leaves, a launcher soon ends the others: not before all is on the disk
 
     def begin(self) -> None:
         """The clock, and a first checkpoint: what cannot be written fails here and not after hours."""

@@ -98,6 +98,35 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path):
     assert last(tmp_path)["provenance"]["step"] == 0
 
 
+REPEATED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import checkpoint, train_cli
+save = checkpoint.save_last
+def terminated(folder, content):
+    if content["provenance"]["step"]:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+    save(folder, content)
+checkpoint.save_last = terminated
+train_cli.main(sys.argv[1:])
+"""
+
+
+@posix
+def test_a_launcher_that_repeats_itself_does_not_stop_the_last_save(tmp_path):
+    """SIGTERM again and again, while the state is saved that the first one asked for."""
+    from config import ROOT
+    from tests.runs import environment
+
+    how = {"max_iters": 10**6, "eval_interval": 5, "sample_tokens": 0}
+    command = [sys.executable, "-c", REPEATED.format(root=str(ROOT)), *small_run(tmp_path, **how)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), cwd=tmp_path, timeout=120)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM after step 6, saved" in done.stdout
+    assert last(tmp_path)["provenance"]["step"] == 6
+
+
 @posix
 @pytest.mark.slow
 def test_kill_9_loses_one_interval_at_most(tmp_path, monkeypatch):

@@ -448,7 +448,7 @@ def test_help_is_the_default_and_lists_every_target(checkout):
     asked_for = (
         "setup-all setup install install-force test quick-test train watch generate info check-deps init "
         "clean clean-checkpoints clean-all bench lint help test-slow test-gpu test-browser serve serve-dev soak "
-        "image image-push image-digest image-sbom obs-up obs-down verify-deploy"
+        "image image-push image-digest image-sbom obs-up obs-down verify-deploy verify-cluster"
     )
     assert targets == set(asked_for.split())
     _, output = checkout.run("make")
