@@ -108,7 +108,7 @@ def ours() -> dict[str, object]:
 def test_names_of_the_code_exist(page, ours):
     """`data.splitter` and `Trainer.spike` in the text are things here."""
     for owner, name in re.findall(r"`(\w+)\.(\w+)(?:\(.*?\))?`", FENCE.sub("", read(page))):
-        if owner in ours and name not in ("py", "md", "pt", "gguf", "safetensors"):  # which are files
+        if owner in ours and name not in ("py", "md", "pt", "gguf", "safetensors", "yaml", "sbatch"):  # which are files
             held = ours[owner]
             known = hasattr(held, name) or name in getattr(held, "__annotations__", {})
             assert known or f".{name} = " in inspect.getsource(held), f"{page.name} names {owner}.{name}"
@@ -193,6 +193,8 @@ def test_flags_that_are_named_exist(page, generator):
     }
     theirs = {"--extra-index-url", "--break-system-packages", "--install", "--index-url", "--version", "--"}
     theirs |= {"--cpus", "--env-file", "--gpus", "--stop-timeout", "--user"}  # Docker's
+    theirs |= {"--run-path", "--run_path"}  # torchrun's
+    theirs |= {"--nodes", "--signal", "--requeue", "--kill-on-bad-exit", "--wait", "--open-mode"}  # SLURM's
     for words in re.findall(r"`([^`\n]+)`", FENCE.sub("", read(page))):
         for flag in re.findall(r"(?<!\S)--[\w-]*", words):
             assert flag in known | theirs, f"{page.name} names {flag}"
