@@ -103,6 +103,34 @@ class ModelConfig:
 
 
 @dataclass
+class MediaModelConfig(ModelConfig):
+    """The shape of a GPT that sees and hears as well: the GPT's own, and its encoders'."""
+
+    modalities: str = setting("", "what the model takes in beside text: image, audio, or image,audio; empty is text alone")
+    image_size: int = setting(32, "side of the square that a picture is scaled to, in pixels; a multiple of 8")
+    audio_rate: int = setting(8000, "samples a second that a sound is brought to")
+    audio_seconds: float = setting(4.0, "longest sound")
+    encoder_layers: int = setting(2, "blocks of each encoder")
+
+    def __post_init__(self) -> None:
+        """Refuses what no encoder can be made for, as `ModelConfig` does."""
+        super().__post_init__()
+        check_limits(
+            self,
+            {"image_size": (8, 1024), "audio_rate": (2000, 48000), "audio_seconds": (0.1, 60), "encoder_layers": (1, 100)},
+        )
+        if strangers := set(self.kinds) - {"image", "audio"}:
+            raise UserError(f"modalities has {min(strangers)!r}; pass --modalities image, audio or image,audio.")
+        if self.image_size % 8:
+            raise UserError(f"image_size is {self.image_size}; it must be a multiple of 8, such as --image_size {self.image_size // 8 * 8 or 8}.")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The modalities, one by one."""
+        return tuple(filter(None, (kind.strip() for kind in self.modalities.split(","))))
+
+
+@dataclass
 class TrainConfig:
     """How a model is trained: data, optimizer, schedule, safety, logs."""
 
@@ -122,6 +150,15 @@ class TrainConfig:
         0.1, "share of the text kept for validation (at most 4 MiB), where the data has no split of its own"
     )
     n_stories: int = setting(100_000, "how many stories the embedded corpus has")
+    # pictures and sounds (with --modalities)
+    mix: str = setting(
+        "", "how often rows of each part of the data are drawn, such as captions=2,speech=1,my/rows.jsonl=3; others keep their share"
+    )
+    image_field: str = setting("image", "the field of plain rows that holds the picture")
+    audio_field: str = setting("audio", "the field of plain rows that holds the sound")
+    strict: bool = setting(False, "stop at the first row that cannot be used, instead of leaving it out")
+    augment: float = setting(1.0, "how far pictures and sounds are bent and shifted in training; 0 is not at all")
+    freeze: str = setting("", "parts that are not trained: image, audio, gpt, or several of them, comma-separated")
     # steps and batches
     batch_size: int = setting(16, "sequences per optimizer step, over all ranks and micro-steps")
     micro_batch_size: int = setting(0, "sequences per forward and backward on one rank; 0 finds what fits")
