@@ -107,7 +107,7 @@ class MediaModelConfig(ModelConfig):
     """The shape of a GPT that sees and hears as well: the GPT's own, and its encoders'."""
 
     modalities: str = setting("", "what the model takes in beside text: image, audio, or image,audio; empty is text alone")
-    image_size: int = setting(32, "side of the square that a picture is scaled to, in pixels; a multiple of 8")
+    image_size: int = setting(32, "side of the square that a picture is scaled to, in pixels: 16, 32, 64, ... 512")
     audio_rate: int = setting(8000, "samples a second that a sound is brought to")
     audio_seconds: float = setting(4.0, "longest sound")
     encoder_layers: int = setting(2, "blocks of each encoder")
@@ -117,12 +117,12 @@ class MediaModelConfig(ModelConfig):
         super().__post_init__()
         check_limits(
             self,
-            {"image_size": (8, 1024), "audio_rate": (2000, 48000), "audio_seconds": (0.1, 60), "encoder_layers": (1, 100)},
+            {"image_size": (16, 512), "audio_rate": (2000, 48000), "audio_seconds": (0.1, 60), "encoder_layers": (1, 100)},
         )
         if strangers := set(self.kinds) - {"image", "audio"}:
             raise UserError(f"modalities has {min(strangers)!r}; pass --modalities image, audio or image,audio.")
-        if self.image_size % 8:
-            raise UserError(f"image_size is {self.image_size}; it must be a multiple of 8, such as --image_size {self.image_size // 8 * 8 or 8}.")
+        if self.image_size & (self.image_size - 1):
+            raise UserError(f"image_size is {self.image_size}; pass --image_size 16, 32, 64, 128, 256 or 512.")
 
     @property
     def kinds(self) -> tuple[str, ...]:

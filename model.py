@@ -82,6 +82,8 @@ class RMSNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """Every token looks back at the tokens before it (Vaswani et al. 2017, section 3.2; heads in groups: Ainslie et al. 2023)."""
 
+    causal = True  # an encoder's tokens look ahead as well
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.dropout = layer, config.dropout
@@ -108,7 +110,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k.to(cache.k.dtype), v.to(cache.v.dtype))  # (B, Hk, S, D)
             q = q.to(cache.k.dtype)
         how = {"attn_mask": mask, "dropout_p": self.dropout if self.training else 0.0}
-        how |= {"is_causal": mask is None and T > 1, "enable_gqa": self.n_kv_head != self.n_head}
+        how |= {"is_causal": self.causal and mask is None and T > 1, "enable_gqa": self.n_kv_head != self.n_head}
         if cache is None and slow_in_bfloat16(q):
             with torch.autocast(q.device.type, enabled=False):
                 y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how)
@@ -164,6 +166,10 @@ class Block(nn.Module):
         x = x + self.drop(self.attn(self.norm1(x), rotary, mask, cache))
         return x + self.drop(self.mlp(self.norm2(x)))
 
+    def last(self) -> tuple[Linear, Linear]:
+        """The two matrices that write to the residual stream."""
+        return self.attn.proj, self.mlp.down
+
 
 class GPT(nn.Module):
     """A decoder-only transformer over token ids.
@@ -206,7 +212,7 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
-            for last in (block.attn.proj, block.mlp.down):
+            for last in block.last():
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if self.wpe else 0.0)
         with torch.no_grad():
             for matrix in {self.wte, self.head}:
@@ -236,15 +242,17 @@ class GPT(nn.Module):
         if reduction == "none":
             with torch.no_grad():
                 return token_losses(x.flatten(0, 1), self.head.weight[:V], targets.flatten()).view_as(targets)
-        return HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), V)
+        seen = (targets != IGNORE).flatten()
+        weights = seen / seen.sum().clamp(min=1)  # (B T)
+        return HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), weights, V)
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The residual stream after the last norm, (B, T, C)."""
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, x: Tensor | None = None) -> Tensor:
+        """The residual stream after the last norm, (B, T, C). `x` are embeddings in place of the ids' own, (B, T, C)."""
         start = cache.length if cache else 0
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
         run = self.trunk if self.training else self.run_blocks
-        x = run(self.wte(idx), cache)
+        x = run(self.wte(idx) if x is None else x, cache)
         if cache is not None:
             cache.advance(idx.size(1))
         return x
@@ -320,7 +328,7 @@ def causal_mask(start: int, T: int, device: torch.device) -> Tensor:
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of `x @ head.T`, some rows at a time, so that the (N, V) logits never stand in memory whole.
+    """Weighted sum of the cross-entropies of `x @ head.T`, some rows at a time, so that the (N, V) logits never stand in memory whole.
 
     The gradients are made during the forward pass, while a chunk's logits are at hand: nothing is stored for the backward
     but the two gradients, and the head is multiplied three times instead of four. What Liger's fused loss does on a GPU
@@ -328,26 +336,24 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-        """x (N, C), head (padded V, C), targets (N): a scalar, the mean over the targets that are not IGNORE."""
+    def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
+        """x (N, C), head (padded V, C), targets (N), weights (N), 0 where the target is IGNORE: a scalar."""
         weight = head[:vocab_size].to(x.dtype)
-        scored = (targets != IGNORE).sum().clamp(min=1)
         total = torch.zeros((), device=x.device)
         needs_x, needs_head = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if needs_x else None
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=x.device) if needs_head else None
         for rows in chunks(len(x), vocab_size, x.device):
             logits = x[rows] @ weight.T  # (n, V)
-            target = targets[rows]
-            seen = target != IGNORE
-            index = target.clamp(min=0)[:, None]
+            share = weights[rows]
+            index = targets[rows].clamp(min=0)[:, None]
             grad = logits.softmax(-1, dtype=torch.float32)
             log_sum = logits.amax(-1).float() - grad.amax(-1).log()  # the likeliest has exp(0) over the sum
-            total += ((log_sum - logits.gather(1, index)[:, 0].float()) * seen).sum()
+            total += ((log_sum - logits.gather(1, index)[:, 0].float()) * share).sum()
             if not (needs_x or needs_head):
                 continue
             grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
-            grad *= (seen / scored)[:, None]  # (n, V): d mean loss / d logits
+            grad *= share[:, None]  # (n, V): d loss / d logits
             grad = grad.to(x.dtype)
             if needs_x:
                 torch.mm(grad, weight, out=grad_x[rows])
@@ -356,7 +362,7 @@ class HeadLoss(torch.autograd.Function):
             elif needs_head:
                 grad_head[:vocab_size] += grad.T @ x[rows]
         ctx.save_for_backward(grad_x, grad_head)
-        return total / scored
+        return total
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor):
@@ -364,6 +370,7 @@ class HeadLoss(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad_loss),
             None if grad_head is None else grad_head.mul_(grad_loss),
+            None,
             None,
             None,
         )
@@ -402,6 +409,11 @@ def pad_vocabulary(model: GPT, state: dict, prefix: str, *_unused) -> None:
 
 
 MODELS = {GPT.kind: (GPT, ModelConfig)}  # a checkpoint names its kind of model; other packages may enter theirs
+
+
+def kind_of(config: ModelConfig) -> type[GPT]:
+    """The class of the models with such a config."""
+    return next(model for model, shape in MODELS.values() if shape is type(config))
 
 
 def describe(model: GPT) -> dict:

@@ -117,7 +117,7 @@ def test_confident_logits_keep_their_loss_and_gradient():
     """A target that the model holds for impossible: its probability underflows, its loss must not."""
     x = torch.tensor([[1.0, 0.0]], requires_grad=True)
     head = torch.tensor([[200.0, 0.0], [-200.0, 0.0], [0.0, 1.0]], requires_grad=True)
-    loss = HeadLoss.apply(x, head, torch.tensor([1]), 3)
+    loss = HeadLoss.apply(x, head, torch.tensor([1]), torch.ones(1), 3)
     loss.backward()
     assert float(loss) == pytest.approx(400.0)
     torch.testing.assert_close(x.grad, torch.tensor([[400.0, 0.0]]))

@@ -77,6 +77,7 @@ class Engine:
         self.model, self.tokenizer, self.provenance = model, tokenizer, provenance or {}
         self.device, self.block_size = weight.device, model.config.block_size
         self.chooser = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
+        self.places = getattr(model, "places", None)  # the ids that stand for a picture or a sound, where the model takes any
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
         self.cache = Slots(model.config, slots, weight.device, weight.dtype)
@@ -105,10 +106,12 @@ class Engine:
         Raises:
             Busy: when the line is full.
             NotReady: while the engine drains.
-            UserError: for an empty prompt, or a bias on a token that the vocabulary does not have.
+            UserError: for a prompt that does not end with a token, or a bias on a token that the vocabulary does not have.
         """
-        if not request.ids:
-            raise UserError("the prompt is empty: it needs at least one token.")
+        if not request.ids or request.ids[-1] < 0:
+            raise UserError("the prompt is empty, or ends with a picture or a sound: it needs at least one token at its end.")
+        if request.media and request.settings.prompt_logprobs:
+            raise UserError("pictures and sounds have no log-probabilities: leave prompt_logprobs out.")
         strangers = [i for i in request.settings.logit_bias if not 0 <= i < self.tokenizer.vocab_size]
         if strangers:
             raise UserError(
@@ -267,7 +270,7 @@ class Engine:
         [slot] = slots
         request = slot.request
         ids = slot.next_ids(self.chunk)
-        hidden = self.forward(slots, [ids], OneRow(self.cache, slot.index, slot.length))  # (1, T, C)
+        hidden = self.forward(slots, [ids], OneRow(self.cache, slot.index, slot.length), self.fused(slot, ids))  # (1, T, C)
         losses = self.prompt_tokens_of(slot, ids, hidden) if request.settings.prompt_logprobs and not request.written else ()
         slot.length += len(ids)
         if slot.ahead:
@@ -292,11 +295,24 @@ class Engine:
             slot.length += 1
         self.choose(slots, self.model.logits(hidden[:, -1]))
 
-    def forward(self, slots: list[Slot], ids: list[list[int]], window: OneRow | ManyRows) -> Tensor:
-        """The model over the next ids of some slots, seen through a window on them: (B, T, C)."""
+    def forward(
+        self, slots: list[Slot], ids: list[list[int]], window: OneRow | ManyRows, x: Tensor | None = None
+    ) -> Tensor:
+        """The model over the next ids of some slots, or over embeddings x in their place, seen through a window: (B, T, C)."""
         seen = sum(slot.length for slot in slots)
         self.bytes_read += self.weight_bytes + seen * self.cache.bytes_per_place
-        return self.model.hidden(torch.tensor(ids, device=self.device), window)
+        return self.model.hidden(torch.tensor(ids, device=self.device), window, x)
+
+    def fused(self, slot: Slot, ids: list[int]) -> Tensor | None:
+        """The embeddings of a chunk in which pictures and sounds stand, (1, T, C); None for a chunk of text."""
+        count = sum(i < 0 for i in ids)
+        if not count:
+            return None
+        request = slot.request
+        if request.vectors is None:
+            request.vectors = self.model.encode(request.media)
+        before = sum(i < 0 for i in request.ids[: slot.base + slot.length])
+        return self.model.fuse(torch.tensor([ids], device=self.device), request.vectors[before : before + count])
 
     def choose(self, slots: list[Slot], logits: Tensor, losses: tuple[Token, ...] = ()) -> None:
         """Draws the next token of each slot, logits (B, V), and hands it on."""
@@ -305,9 +321,9 @@ class Engine:
             self.sampler = requests, Sampler([request.settings for request in requests], self.chooser)
         sampler = self.sampler[1]
         uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.begun + r.written) for r in requests]
-        seen = [request.ids for request in requests] if sampler.penalised else []
+        seen = [[i for i in request.ids if i >= 0] for request in requests] if sampler.penalised else []
         logits = logits.to(self.chooser)
-        prompts = [request.prompt_length - request.begun for request in requests]
+        prompts = [request.prompt_length - request.begun - request.places for request in requests]
         chosen = sampler.choose(logits, uniforms, seen, prompts).tolist()
         for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
             most = slot.request.settings.logprobs

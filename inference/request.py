@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from config import SamplingConfig, UserError
 
@@ -91,6 +92,7 @@ class Request:
         ids: the prompt and the settings' prefix, then what was written.
         prompt_length: how many of them were given.
         begun: how many of those are the prefix.
+        media: the pictures and sounds of the prompt, whose `places` are the negative ids; `vectors` are what the model made of them.
         scope: whose it is: kept keys and values are reused within a scope only.
         deadline: when it is given up, as time.monotonic(); infinite by default.
         submitted, admitted, first_token, finished: instants of time.monotonic(), 0 until they come.
@@ -98,11 +100,19 @@ class Request:
     """
 
     def __init__(
-        self, ids: list[int], settings: Settings, sink: Sink, scope: str = "", deadline: float = float("inf")
+        self,
+        ids: list[int],
+        settings: Settings,
+        sink: Sink,
+        scope: str = "",
+        deadline: float = float("inf"),
+        media: Sequence[Any] = (),
     ):
         self.number = next(_numbers)
         self.ids, self.begun = [*ids, *settings.prefix_ids], len(settings.prefix_ids)
         self.prompt_length = len(self.ids)
+        self.media, self.vectors = media, None
+        self.places = sum(i < 0 for i in ids)
         self.settings, self.sink, self.scope, self.deadline = settings, sink, scope, deadline
         self.seed = secrets.randbits(48) if settings.seed is None else settings.seed
         self.submitted = time.monotonic()

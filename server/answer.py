@@ -22,12 +22,12 @@ from fastapi import Request
 
 import inference.request
 from config import UserError
+from inference.dialogue import Chat, Message, Prompt
 from inference.engine import Engine
 from inference.request import Busy, NotReady, Piece, Settings, Token
 from inference.sampling import start_ids
 from server.auth import Caller
 from server.bridge import Generation
-from server.chat import Chat, Message, Prompt
 from server.errors import ApiError
 from server.limits import later
 from server.logs import LEFT, trace_of
@@ -107,7 +107,7 @@ async def prompt_ids(engine: Engine, text: str, documents_prefix: bool = True) -
 def chat_of(engine: Engine) -> Chat:
     """How the model is talked to."""
     told = engine.provenance
-    return Chat(engine.tokenizer, told.get("chat_template") or "", bool(told.get("documents")))
+    return Chat(engine.tokenizer, told.get("chat_template") or "", bool(told.get("documents")), engine.places)
 
 
 async def chat_prompt(engine: Engine, messages: list[Message], asked: int | None) -> Prompt:

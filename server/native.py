@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from inference.dialogue import Message
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from inference.sampling import start_ids
 from server import answer
 from server.auth import Caller, caller
 from server.bridge import Generation
-from server.chat import Message
 from server.errors import ApiError
 from server.schemas import Generated, GenerateRequest, Said
 from server.session_routes import ask

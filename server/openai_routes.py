@@ -14,11 +14,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from inference.dialogue import Message
 from inference.engine import Engine
 from inference.request import Settings
 from server import answer
 from server.auth import Caller, caller
-from server.chat import Message
 from server.errors import ApiError, validation_error
 from server.openai_schemas import MOST_TEXTS, ChatCompletion, Completion
 from server.openai_texts import ChatText, CompletionText, Text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from config import UserError
-from server.chat import Chat, Message
+from inference.dialogue import Chat, Message
 from tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

@@ -492,7 +492,7 @@ def test_those_who_write_sit_side_by_side(small, plan, seed):
     engine = Engine(small, BYTES, slots=4)
     windows = []
     forward = engine.forward
-    engine.forward = lambda slots, ids, window: windows.append(window) or forward(slots, ids, window)
+    engine.forward = lambda slots, ids, window, x=None: windows.append(window) or forward(slots, ids, window, x)
     for request in asked:
         engine.submit(request)
         for _ in range(chance.randrange(4)):
@@ -516,10 +516,10 @@ def watched(engine: Engine) -> list[int]:
     """The tokens of prompts in each pass of the model, as they are read."""
     read, hidden = [], engine.model.hidden
 
-    def watch(idx: Tensor, cache=None) -> Tensor:
+    def watch(idx: Tensor, cache=None, x=None) -> Tensor:
         if idx.size(1) > 1:
             read.append(idx.size(1))
-        return hidden(idx, cache)
+        return hidden(idx, cache, x)
 
     engine.model.hidden = watch
     return read
@@ -834,10 +834,10 @@ def poisoned(model: nn.Module, token: int) -> nn.Module:
     """A model that fails when it meets a token."""
     hidden = model.hidden
 
-    def fail(idx: Tensor, cache=None) -> Tensor:
+    def fail(idx: Tensor, cache=None, x=None) -> Tensor:
         if (idx == token).any():
             raise ArithmeticError("it is poisoned")
-        return hidden(idx, cache)
+        return hidden(idx, cache, x)
 
     model.hidden = fail
     return model

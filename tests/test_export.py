@@ -17,8 +17,8 @@ import checkpoint
 import tokenizer as tokenizers
 from config import ROOT, UserError
 from inference.chat_template import fill
+from inference.dialogue import Chat, Message
 from model import GPT, build
-from server.chat import Chat, Message
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
 from training.export import our_config, our_tokenizer, read_folder, their_config, their_tokenizer, write_folder

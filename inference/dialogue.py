@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import bisect
 import functools
-from dataclasses import asdict, dataclass
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from inference.chat_template import fill
 from tokenizer import Tokenizer
 
 NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}  # as a transcript has them
+ANSWER = "Assistant:"  # the model goes on from here
 NEXT_TURN = "\nUser:"  # where a transcript's answer ends
 FOR_ANSWER = 4  # of a full block, one part in so many is left for the answer
 
 
 @dataclass(frozen=True)
 class Message:
-    """One thing that was said: by `system`, `developer`, `user` or `assistant`."""
+    """One thing that was said: by `system`, `developer`, `user` or `assistant`.
+
+    Attributes:
+        content: text, or text, pictures and sounds in the order in which they were given.
+    """
 
     role: str
-    content: str
+    content: str | tuple[Any, ...]
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+    @property
+    def media(self) -> list[Any]:
+        """Its pictures and sounds."""
+        return [part for part in self.parts if not isinstance(part, str)]
 
 
 @dataclass(frozen=True)
@@ -35,12 +52,14 @@ class Prompt:
         stop: texts that end the answer, beside those that the request names.
         plain: a transcript, so that the answer begins with the space after `Assistant:`.
         dropped: how many of the oldest messages did not fit.
+        media: the pictures and sounds whose places are in the ids, in order.
     """
 
     ids: list[int]
     stop: tuple[str, ...]
     plain: bool
     dropped: int
+    media: tuple[Any, ...] = ()
 
 
 class Chat:
@@ -49,10 +68,17 @@ class Chat:
     Args:
         template: the checkpoint's own, in jinja2; none for a base model.
         documents: every text of the corpus began after an end-of-text token.
+        places: the ids that stand for a picture or a sound, of a model that takes them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str = "", documents: bool = False):
-        self.tokenizer, self.template, self.documents = tokenizer, template, documents
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str = "",
+        documents: bool = False,
+        places: Callable[[Any], list[int]] | None = None,
+    ):
+        self.tokenizer, self.template, self.documents, self.places = tokenizer, template, documents, places
 
     def prompt(self, messages: list[Message], block_size: int, answer: int | None = None) -> Prompt:
         """The conversation, less the oldest turns where it would leave too little of the block to the answer.
@@ -69,9 +95,12 @@ class Chat:
         share = block_size // FOR_ANSWER
         room = block_size - (share if answer is None else min(answer, share))
 
+        def kept(dropped: int) -> list[Message]:
+            return head + [message for turn in turns[dropped:] for message in turn]
+
         @functools.cache
         def without(dropped: int) -> list[int]:
-            return self.ids(head + [message for turn in turns[dropped:] for message in turn])
+            return self.ids(kept(dropped))
 
         def fits(dropped: int) -> bool:
             return len(without(dropped)) <= room
@@ -79,16 +108,31 @@ class Chat:
         last = max(0, len(turns) - 1)
         first = 0 if fits(0) else min(last, bisect.bisect_left(range(last), True, lo=1, key=fits))
         dropped = sum(map(len, turns[:first]))
-        return Prompt(without(first), () if self.template else (NEXT_TURN,), not self.template, dropped)
+        media = tuple(medium for message in kept(first) for medium in message.media)
+        return Prompt(without(first), () if self.template else (NEXT_TURN,), not self.template, dropped, media)
 
     def ids(self, messages: list[Message]) -> list[int]:
         """The tokens of these messages, up to where the assistant speaks next."""
-        pieces = fill(self.template, list(map(asdict, messages))) if self.template else [transcript(messages)]
-        ids = self.tokenizer.encode(pieces[0]).tolist()
+        mark = secrets.token_hex(16)  # where a picture or a sound stands, until the text is cut into tokens
+        said = [
+            {"role": message.role, "content": "".join(part if isinstance(part, str) else mark for part in message.parts)}
+            for message in messages
+        ]
+        pieces = fill(self.template, said) if self.template else [transcript(said)]
+        media = iter([medium for message in messages for medium in message.media])
+        ids = self.encode(pieces[0], mark, media)
         for piece in pieces[1:]:
-            ids += [self.tokenizer.eot, *self.tokenizer.encode(piece).tolist()]
+            ids += [self.tokenizer.eot, *self.encode(piece, mark, media)]
         starts = self.documents and ids[:1] != [self.tokenizer.eot]
         return [self.tokenizer.eot, *ids] if starts or not ids else ids
+
+    def encode(self, text: str, mark: str, media: Iterator[Any]) -> list[int]:
+        """The tokens of a text, the next picture's or sound's places wherever the mark stands."""
+        first, *others = text.split(mark)
+        ids = self.tokenizer.encode(first).tolist()
+        for other in others:
+            ids += [*self.places(next(media)), *self.tokenizer.encode(other).tolist()]
+        return ids
 
 
 def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -102,6 +146,6 @@ def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
     return messages[:start], turns
 
 
-def transcript(messages: list[Message]) -> str:
-    """The conversation as a dialogue that waits for the assistant's line."""
-    return "".join(f"{NAMES[message.role]}{message.content}\n" for message in messages) + "Assistant:"
+def transcript(messages: list[dict[str, str]]) -> str:
+    """The conversation (`role` and `content` of each message) as a dialogue that waits for the assistant's line."""
+    return "".join(f"{NAMES[message['role']]}{message['content']}\n" for message in messages) + ANSWER

@@ -1,0 +1,120 @@
+"""Eyes and ears: a picture or a sound becomes a few vectors that stand among the embeddings of the words.
+
+Both are built alike: convolutions that take in details and shrink the picture, then a few of the GPT's own blocks in which every
+place looks at every other, then a projection to the width of the GPT. Convolutions come first because small models learn to see
+sooner with them than with attention alone (Xiao et al. 2021, arXiv:2106.14881).
+
+Shapes: N pictures or sounds, C = n_embd, F frames of the spectrogram.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import MediaModelConfig, ModelConfig
+from model import Block, rotary_table
+from multimodal.spectrogram import FRAMES, MELS
+
+GRID = 8  # places a side after the convolutions
+SLOTS = (GRID // 2) ** 2  # vectors of a picture
+SHRINK = 4  # frames to a vector of a sound
+
+
+def sound_slots(frames: int | Tensor) -> int | Tensor:
+    """How many vectors a sound of so many frames becomes: 25 a second."""
+    return -(-frames // SHRINK)
+
+
+class Encoder(nn.Module):
+    """The blocks that both share, and the projection to the GPT.
+
+    Args:
+        width: of what is projected, in multiples of C.
+        places: how many the blocks have at most.
+    """
+
+    def __init__(self, config: MediaModelConfig, width: int, places: int):
+        super().__init__()
+        shape = ModelConfig(
+            architecture="modern", vocab_size=1, n_layer=config.encoder_layers, n_head=config.n_head, n_embd=config.n_embd,
+            block_size=places, dropout=config.dropout,
+        )  # fmt: skip
+        self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.n_layer))
+        cos, sin = rotary_table(shape)
+        self.register_buffer("cos", cos, persistent=False)  # (places, 1, D / 2)
+        self.register_buffer("sin", sin, persistent=False)
+        self.norm = nn.LayerNorm(width * config.n_embd)
+        self.proj = nn.Linear(width * config.n_embd, config.n_embd)
+
+    def reset_parameters(self, std: float) -> None:
+        """Blocks begin as the identity; what comes out is as large as the embedding of a word, `std`."""
+        for block in self.blocks:
+            block.attn.causal = False
+            for matrix in (module for module in block.modules() if isinstance(module, nn.Linear)):
+                nn.init.normal_(matrix.weight, std=0.02)
+            for matrix in block.last():
+                nn.init.zeros_(matrix.weight)
+        nn.init.normal_(self.proj.weight, std=std / math.sqrt(self.proj.in_features))
+        nn.init.zeros_(self.proj.bias)
+
+
+class ImageEncoder(Encoder):
+    """Pictures (N, S, S, 3) uint8 to (N, SLOTS, C)."""
+
+    def __init__(self, config: MediaModelConfig):
+        super().__init__(config, 4, GRID * GRID)
+        C, count = config.n_embd, int(math.log2(config.image_size / GRID))
+        widths = [3, *(C // 4 + C // 2 * n // max(1, count - 1) for n in range(count - 1)), 3 * C // 4]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
+        self.widen = nn.Linear(widths[-1], C)
+        self.places = nn.Parameter(torch.empty(GRID * GRID, C))
+        self.reset_parameters(config.embedding_std)
+
+    def reset_parameters(self, std: float) -> None:
+        super().reset_parameters(std)
+        nn.init.normal_(self.places, std=0.5)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = (pictures.to(self.places.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # (N, 3, S, S)
+        for conv in self.convs:
+            x = F.gelu(conv(x))
+        x = self.widen(x.flatten(2).mT) + self.places  # (N, GRID * GRID, C)
+        still = torch.ones_like(self.cos), torch.zeros_like(self.sin)  # places are learned: nothing is turned
+        for block in self.blocks:
+            x = block(x, still)
+        x = x.unflatten(1, (GRID // 2, 2, GRID // 2, 2)).transpose(2, 3).flatten(3).flatten(1, 2)  # (N, SLOTS, 4 C)
+        return self.proj(self.norm(x))  # (N, SLOTS, C)
+
+
+class AudioEncoder(Encoder):
+    """Spectrograms (N, F, MELS), each with its own number of frames, to (N, F / SHRINK, C)."""
+
+    def __init__(self, config: MediaModelConfig):
+        super().__init__(config, 1, sound_slots(math.ceil(config.audio_seconds * FRAMES)))
+        C = config.n_embd
+        self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 1), (C, 2), (C, 2)))
+        self.reset_parameters(config.embedding_std)
+
+    def forward(self, spectrograms: Tensor, frames: Tensor) -> Tensor:
+        """`frames` (N,): how many of each are its own. What lies behind them changes nothing."""
+        x = spectrograms.to(self.proj.weight.dtype).mT  # (N, MELS, F)
+        x = x * inside(frames, x.size(2))[:, None]
+        for conv in self.convs:
+            frames = -(-frames // conv.stride[0])
+            x = F.gelu(conv(x))  # (N, C, F')
+            x = x * inside(frames, x.size(2))[:, None]
+        x, own = x.mT, inside(frames, x.size(2))  # (N, F / SHRINK, C)
+        rotary = self.cos[: x.size(1)], self.sin[: x.size(1)]
+        for block in self.blocks:
+            x = block(x, rotary, own[:, None, None])
+        return self.proj(self.norm(x))
+
+
+def inside(lengths: Tensor, places: int) -> Tensor:
+    """True where a place belongs to its row: lengths (N,) to (N, places)."""
+    return torch.arange(places, device=lengths.device) < lengths[:, None]
