@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -340,7 +340,12 @@ def make_tokenizer(kind: str, vocab_size: int, source: Source, split: Callable[[
         return tokenizers.load_gpt2()
     if kind == "byte":
         return tokenizers.ByteTokenizer()
-    texts = (text for name, text, _ in split() if name == "train")
+    return learn_tokenizer(kind, vocab_size, (text for name, text, _ in split() if name == "train"), source.n_bytes)
+
+
+def learn_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], n_bytes: int = 0) -> Tokenizer:
+    """A `char` tokenizer of some texts, or a `bpe` of the first `SAMPLE_BYTES` of them. With a vocabulary of size 0 it has one that
+    suits their bytes, `n_bytes` or more."""
     if kind == "char":
         seen: set[str] = set()
         for text in texts:
@@ -352,7 +357,7 @@ def make_tokenizer(kind: str, vocab_size: int, source: Source, split: Callable[[
         size += len(text)
         if size > SAMPLE_BYTES:
             break
-    return tokenizers.train_bpe(sample, vocab_size or tokenizers.automatic_vocab_size(max(size, source.n_bytes)))
+    return tokenizers.train_bpe(sample, vocab_size or tokenizers.automatic_vocab_size(max(size, n_bytes)))
 
 
 def grouped(pieces: Iterator[tuple[str, str, bool]], characters: int = 2**23) -> Iterator[list[tuple[str, str, bool]]]:

@@ -20,7 +20,7 @@ from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from config import PRESETS, ROOT, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
+from config import PRESETS, ROOT, MediaModelConfig, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
 
 EXIT = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = {  # what a resumed run may do otherwise than before
@@ -85,7 +85,7 @@ def parse_training(verb: str, argv: list[str]) -> dict[str, Any]:
         action="store_true",
         help="show the presets with their size and time on this machine",
     )
-    add_flags(parser, TrainConfig, ModelConfig)
+    add_flags(parser, TrainConfig, MediaModelConfig)
     return vars(parser.parse_args(argv))
 
 
@@ -99,7 +99,7 @@ def train(argv: list[str]) -> int:
     values = settings(given)
     config = take(TrainConfig, values)
     if not config.resume and not config.verify_resume:
-        take(ModelConfig, values)  # an impossible shape is refused before the data is read
+        take(shape_of(values), values)  # an impossible shape is refused before the data is read
     ranks = distributed.start(config.device)
     try:
         return train_on(ranks, given, values, config)
@@ -134,16 +134,16 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             require_one_folder(folder, ranks)
         start = None if saved else start_from(config, ranks)
         asked = saved["provenance"]["asked_vocab_size"] if saved else asked_vocab_size(given, values)
-        corpus, config = find_corpus(config, given, asked, saved or start, say, ranks)
+        corpus, config = find_corpus(config, given, values, asked, saved or start, say, ranks)
         require_one_text(corpus, ranks)
         if saved and saved["provenance"]["data_hash"] != corpus.data_hash:
             raise UserError(
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
-        model_config = take(ModelConfig, {**values, "vocab_size": corpus.tokenizer.vocab_size})
+        model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
         if start:
-            model_config = take(ModelConfig, {**start["config"], "dropout": model_config.dropout})
-        told = ranks.gather(plan.make_plan(model_config, config, ranks, len(corpus.train)))[0]  # probes differ a little
+            model_config = take(shape_of(values), {**values, **start["config"], "dropout": model_config.dropout})
+        told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
         if config.fsdp:
             model = make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
         else:
@@ -153,9 +153,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         for line in told.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
-        from training.text import TextTask
-
-        task = TextTask(corpus, config, model.config.block_size, ranks)
+        task = make_task(corpus, config, model.config, ranks, log.folder)
         task.provenance["asked_vocab_size"] = asked
         trainer = Trainer(model, task, config, told, ranks, folder, log, STARTED)
         if config.verify_resume:
@@ -281,7 +279,38 @@ def done_already(config: TrainConfig) -> str:
     return f"note     its {config.max_iters:,} steps are done: pass a larger --max_iters to train on"
 
 
-def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, before: dict | None, say, ranks):
+def shape_of(values: dict[str, Any]) -> type[ModelConfig]:
+    """The dataclass of the model's shape: with modalities, that of one that sees or hears."""
+    return MediaModelConfig if values.get("modalities") else ModelConfig
+
+
+def find_media(config: TrainConfig, values: dict[str, Any], wanted: int, before: dict | None, progress: bool):
+    from multimodal.corpus import open_corpus
+    import tokenizer as tokenizers
+
+    ready = tokenizers.from_dict(before["tokenizer"]) if before else None
+    return open_corpus(config, take(MediaModelConfig, {**values, "vocab_size": 0}), wanted, ready, progress)
+
+
+def make_plan(model_config: ModelConfig, config: TrainConfig, ranks, corpus):
+    from training import plan
+
+    if not isinstance(model_config, MediaModelConfig):
+        return plan.make_plan(model_config, config, ranks, len(corpus.train))
+    return plan.make_plan(model_config, config, ranks, 0, float(corpus.train.rows["places"].mean()), 2.0)
+
+
+def make_task(corpus, config, model_config, ranks, folder):
+    from training.text import TextTask
+
+    if not isinstance(model_config, MediaModelConfig):
+        return TextTask(corpus, config, model_config.block_size, ranks)
+    from multimodal.task import MediaTask
+
+    return MediaTask(corpus, config, model_config.block_size, ranks, folder)
+
+
+def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, Any], wanted: int, before: dict | None, say, ranks):
     """The tokenised corpus, with the tokenizer of a checkpoint `before` where there is one; where GPT-2's was only the default
     and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
@@ -290,6 +319,8 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], wanted: int, before:
 
     if (Path(config.data) / "meta.json").exists():
         return open_corpus(Path(config.data)), config
+    if values.get("modalities"):
+        return find_media(config, values, wanted, before, progress=config.progress and ranks.first), config
     source = find_source(config)
     if source.why:
         say(source.why)
@@ -348,12 +379,12 @@ def make_model(model_config: ModelConfig, config: TrainConfig, start: dict | Non
     """A fresh model, with the weights of `start` where it brings some."""
     import torch
 
-    from model import GPT, build
+    from model import kind_of
 
     torch.manual_seed(config.seed)
-    model = build({**start["config"], "dropout": model_config.dropout}) if start else GPT(model_config)
+    model = kind_of(model_config)(model_config)
     if start and "model" in start:
-        model.load_state_dict(start["model"])
+        model.load_state_dict(start["model"], strict=False)  # encoders may be new
     model.checkpoint_activations = config.checkpoint_activations
     return model
 
@@ -447,7 +478,12 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
             f"the text's true entropy is {entropy:.4f} bits per byte: "
             f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
-    if not trainer.config.fsdp:
+    if isinstance(trainer.model.config, MediaModelConfig):
+        from multimodal.judge import judge_embedded, table
+        model, tokenizer, _ = checkpoint.load_model(folder / checkpoint.BEST)
+        t0 = time.monotonic()
+        print("\n".join(table(judge_embedded(model, tokenizer))), f"{time.monotonic() - t0:.0f} s")
+    elif not trainer.config.fsdp:
         show_samples(folder, corpus)
     print(
         f"\ncurve {picture} · model {folder / checkpoint.BEST} · more: python generate.py --checkpoint {folder / checkpoint.BEST}"

@@ -120,13 +120,7 @@ class MultimodalGPT(GPT):
         beginning of another."""
         content = medium.pixels if isinstance(medium, Picture) else medium.wave
         first = int.from_bytes(hashlib.blake2b(content.tobytes(), digest_size=7).digest(), "big")
-        return [-1 - (first << 7 | n % 128) for n in range(self.slots(medium))]
-
-    def slots(self, medium: Picture | Sound) -> int:
-        """How many places a picture or a sound takes in a row."""
-        if isinstance(medium, Picture):
-            return SLOTS
-        return sound_slots(frames_of(len(medium.wave), self.config.audio_rate))
+        return [-1 - (first << 7 | n % 128) for n in range(slots(medium, self.config))]
 
     @torch.no_grad()
     def encode(self, media: Sequence[Picture | Sound]) -> Tensor:
@@ -149,6 +143,13 @@ class MultimodalGPT(GPT):
 def put(x: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
     """Embeddings (B, T, C) with others (n, C) at the n true places (B, T)."""
     return x.masked_scatter(places[..., None], vectors.to(x.dtype))
+
+
+def slots(medium: Picture | Sound, config: MediaModelConfig) -> int:
+    """How many places a picture or a sound takes in a row."""
+    if isinstance(medium, Picture):
+        return SLOTS
+    return sound_slots(frames_of(len(medium.wave), config.audio_rate))
 
 
 MODELS[MultimodalGPT.kind] = (MultimodalGPT, MediaModelConfig)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from config import ModelConfig, TrainConfig, UserError, seconds
-from model import GPT, flops_per_token
+from model import flops_per_token, kind_of
 from training import calibrate
 from training.distributed import Ranks
 from training.optim import muon_share
@@ -52,11 +52,15 @@ class Plan:
         ]
 
 
-def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, train_tokens: int = 0) -> Plan:
+def make_plan(
+    model_config: ModelConfig, config: TrainConfig, ranks: Ranks, train_tokens: int = 0, row_tokens: float = 0, more_flops: float = 1.0
+) -> Plan:
     """Plans a run of this model on this machine.
 
     Args:
         train_tokens: tokens in the training split; 0 when not known yet.
+        row_tokens: tokens of a row, on average; 0 is a full block.
+        more_flops: a token's arithmetic, as a multiple of the GPT's own; encoders add to it.
 
     Raises:
         UserError: for a batch that the ranks cannot share.
@@ -70,7 +74,7 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
     parameters = count_parameters(model_config)
     probed = parameters < PROBED_BELOW or (device.type != "cpu" and not config.fsdp)
     dtype = config.dtype if config.dtype != "auto" else choose_dtype(model_config, probed, device)
-    tokens_per_step = config.batch_size * model_config.block_size
+    tokens_per_step = round(config.batch_size * (row_tokens or model_config.block_size))
     share = muon_share(model_config, tokens_per_step)
     optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
     share_of_rank = config.batch_size // ranks.world
@@ -81,7 +85,7 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
         raise UserError(
             f"micro_batch_size {micro} does not divide the {share_of_rank} sequences of each rank: choose one of its divisors."
         )
-    speed = ranks.world / seconds_per_token(model_config, probed, device, dtype)
+    speed = ranks.world / seconds_per_token(model_config, probed, device, dtype) / more_flops
     budget = seconds(config.time) if config.time else 0.0
     steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
     expected = budget or steps * tokens_per_step / speed
@@ -103,7 +107,7 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
         micro_steps=share_of_rank // micro,
         memory_bytes=needed + (whole_gradients if room else 0),
         free_bytes=free,
-        flops_per_token=flops_per_token(model_config),
+        flops_per_token=flops_per_token(model_config) * more_flops,
         tokens_per_step=tokens_per_step,
         tokens_per_second=speed,
         steps=steps,
@@ -117,7 +121,7 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks: Ranks, trai
 
 def count_parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
-        return GPT(config).parameter_count()
+        return kind_of(config)(config).parameter_count()
 
 
 def choose_dtype(config: ModelConfig, probed: bool, device: torch.device) -> str:

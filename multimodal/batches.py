@@ -1,0 +1,182 @@
+"""Rows to batches: which rows, how bent, how padded. The batch of step k is a pure function of (seed, k)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data import Batches
+from model import IGNORE
+from multimodal.encoders import SLOTS, sound_slots
+from multimodal.fusion import AUDIO, IMAGE, Batch
+from multimodal.shards import Shards
+from multimodal.spectrogram import MELS
+
+PERIOD = 1024  # rows after which the order of the parts repeats
+TURN, ZOOM, SHIFT, LIGHT = 0.15, 0.12, 0.08, 0.25  # of pictures: radians, scale, of the side, brightness and contrast
+TEMPO, PITCH, LOUDNESS, HIDDEN = 0.1, 0.06, 0.1, 6  # of sounds: share of the length, of the bands, log10 / 4, bands or frames
+
+
+class Mixture:
+    """The training batches of several parts: text of its own, and rows with pictures and sounds.
+
+    Args:
+        shards: rows with media; None for text alone.
+        text: rows of plain text, all tokens of which are learned; None where there is none.
+        shares: how often a row of each part is drawn, in any unit. `text` stands under its own name.
+        bent: how far the pictures of each part are bent, 0 to 1; `augment` says it of sounds.
+    """
+
+    def __init__(
+        self, shards: Shards, text: Batches | None, text_name: str, shares: dict[str, float],
+        batch_size: int, block_size: int, seed: int, bent: dict[str, float], augment: float = 1.0,
+    ):  # fmt: skip
+        self.shards, self.text, self.batch_size, self.block_size, self.seed = shards, text, batch_size, block_size, seed
+        self.bent, self.augment = bent, augment
+        self.names = [name for name in (*shards.parts, text_name) if shares.get(name)]
+        self.own = {name: np.flatnonzero(shards.rows["part"] == shards.parts.index(name)) for name in self.names if name in shards.parts}
+        self.order = interleave([shares[name] for name in self.names], PERIOD)
+        self.before = np.stack([np.cumsum(self.order == part) - (self.order == part) for part in range(len(self.names))])
+        self.epochs: dict[tuple[str, int], np.ndarray] = {}
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """This rank's share of a step's rows, sorted by length, so that those of a micro-batch are alike."""
+        first = step * self.batch_size
+        rows = [self.draw(n) for n in range(first, first + self.batch_size)]
+        rows.sort(key=lambda row: row.places)
+        return collate(rows[rank::world], self.shards)
+
+    def draw(self, n: int) -> Row:
+        """Row n of the endless sequence."""
+        round_, place = divmod(n, PERIOD)
+        part = self.order[place]
+        name = self.names[part]
+        number = round_ * int((self.order == part).sum()) + int(self.before[part, place])  # of its own part
+        if name not in self.own:
+            return text_row(self.text.row(number))
+        own = self.own[name]
+        epoch, at = divmod(number, len(own))
+        random = np.random.default_rng((self.seed, n))
+        return media_row(self.shards, int(own[self.shuffled(name, epoch)[at]]), random, self.augment, self.block_size, self.bent[name])
+
+    def shuffled(self, name: str, epoch: int) -> np.ndarray:
+        """The order of a part's rows in one epoch."""
+        if (name, epoch) not in self.epochs:
+            self.epochs.pop((name, epoch - 2), None)
+            random = np.random.default_rng((self.seed, epoch, self.names.index(name)))
+            self.epochs[name, epoch] = random.permutation(len(self.own[name]))
+        return self.epochs[name, epoch]
+
+
+def interleave(shares: list[float], length: int) -> np.ndarray:
+    """Parts in turn, each as often as its share says and as evenly as can be: (length,) numbers of parts."""
+    wanted = np.array(shares) / sum(shares)
+    given, order = np.zeros(len(shares)), []
+    for n in range(1, length + 1):
+        part = int(np.argmax(wanted * n - given))
+        given[part] += 1
+        order.append(part)
+    return np.array(order)
+
+
+class Row:
+    """A row on its way into a batch: ids with every place of its media, what is learned of them, and how its media are bent."""
+
+    def __init__(self, ids: np.ndarray, learned: np.ndarray, pictures: list, sounds: list):
+        self.ids, self.learned, self.pictures, self.sounds = ids, learned, pictures, sounds
+        self.places = len(ids) - 1
+
+
+def text_row(ids: np.ndarray) -> Row:
+    return Row(ids, np.ones(len(ids), bool), [], [])
+
+
+def media_row(shards: Shards, n: int, random: np.random.Generator | None, augment: float, block_size: int, bent: float = 0) -> Row:
+    """A row of the shards. Sounds that are spoken slower have more places, as long as the block has room for them."""
+    ids, learned, pictures, sounds = shards.row(n)
+    frames = [int(shards.media.sounds[sound + 1] - shards.media.sounds[sound]) for sound in sounds]
+    bends = [None] * len(frames)
+    if random is not None and augment:
+        bends = [random.uniform(-1, 1, 7) * augment for _ in frames]
+        slower = [max(1, round(length * (1 + TEMPO * bend[0]))) for length, bend in zip(frames, bends, strict=True)]
+        room = block_size + 1 - len(ids) + len(frames) - len(pictures) * (SLOTS - 1)
+        if sum(map(sound_slots, slower)) <= room:
+            frames = slower
+    counts = np.ones(len(ids), int)
+    counts[ids == IMAGE] = SLOTS
+    counts[ids == AUDIO] = [sound_slots(length) for length in frames]
+    shown = [(picture, None if random is None else random.uniform(-1, 1, 7) * bent) for picture in pictures]
+    heard = list(zip(sounds, frames, bends, strict=True))
+    return Row(np.repeat(ids, counts), np.repeat(learned, counts), shown, heard)
+
+
+def collate(rows: list[Row], shards: Shards | None) -> Batch:
+    """Rows as tensors, padded to the longest. Each row's loss is the mean over what is learned of it."""
+    T = max(row.places for row in rows)
+    idx = torch.zeros(len(rows), T, dtype=torch.int64)
+    targets, weights = torch.full_like(idx, IGNORE), torch.zeros(len(rows), T)
+    for n, row in enumerate(rows):
+        ids, learned = torch.from_numpy(row.ids.astype(np.int64)), torch.from_numpy(row.learned)
+        idx[n, : row.places] = ids[:-1]
+        targets[n, : row.places] = torch.where(learned[1:], ids[1:], IGNORE)
+        weights[n, : row.places] = learned[1:] / learned[1:].sum()
+    pictures = [picture for row in rows for picture in row.pictures]
+    sounds = [sound for row in rows for sound in row.sounds]
+    spectrograms, frames = hear(shards, sounds)
+    return Batch(
+        idx=idx, targets=targets, weights=weights, lengths=torch.tensor([row.places for row in rows]),
+        pictures=look(shards, pictures), picture_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.pictures], dtype=torch.int64),
+        spectrograms=spectrograms, frames=frames, sound_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.sounds], dtype=torch.int64),
+    )  # fmt: skip
+
+
+def look(shards: Shards | None, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:
+    """Pictures, turned, shifted, scaled and lit as their bends say: (N, S, S, 3) uint8."""
+    if not pictures:
+        return torch.empty(0, 1, 1, 3, dtype=torch.uint8)
+    plain = torch.from_numpy(np.stack([shards.media.pictures[number] for number, _ in pictures]))
+    if pictures[0][1] is None:
+        return plain
+    bends = torch.tensor(np.stack([bend for _, bend in pictures]), dtype=torch.float32)  # (N, 7)
+    angle, scale = TURN * bends[:, 0], 1 + ZOOM * bends[:, 1:3]
+    cos, sin = angle.cos(), angle.sin()
+    maps = torch.stack(
+        (torch.stack((cos * scale[:, 0], -sin * scale[:, 1], 2 * SHIFT * bends[:, 3]), 1),
+         torch.stack((sin * scale[:, 0], cos * scale[:, 1], 2 * SHIFT * bends[:, 4]), 1)), 1)  # fmt: skip
+    x = plain.permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    contrast, bright = 1 + LIGHT * bends[:, 5], 128 * LIGHT * bends[:, 6]
+    x = (x - 128) * contrast[:, None, None, None] + 128 + bright[:, None, None, None]
+    return x.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def hear(shards: Shards | None, sounds: list[tuple[int, int, np.ndarray | None]]) -> tuple[Tensor, Tensor]:
+    """Spectrograms, stretched to their frames and bent: (M, F, MELS) and frames (M,)."""
+    frames = torch.tensor([length for _, length, _ in sounds], dtype=torch.int64)
+    if not sounds:
+        return torch.empty(0, 0, MELS), frames
+    own = [torch.from_numpy(shards.media.spectrogram(number).astype(np.float32)) for number, _, _ in sounds]
+    if sounds[0][2] is None:
+        return torch.nn.utils.rnn.pad_sequence(own, batch_first=True), frames
+    padded = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)  # (M, F_in, MELS)
+    bends = torch.tensor(np.stack([bend for _, _, bend in sounds]), dtype=torch.float32)  # (M, 7)
+    lengths = torch.tensor([len(each) for each in own])
+    out = int(frames.max())
+    at = (torch.arange(out) + 0.5)[None] * (lengths / frames)[:, None]  # (M, F): where each frame comes from
+    band = (torch.arange(MELS) + 0.5)[None] * (1 + PITCH * bends[:, 1:2]) + 2 * bends[:, 2:3]  # (M, MELS): another tract
+    grid = torch.stack(torch.broadcast_tensors((2 * band / MELS - 1)[:, None], (2 * at / padded.size(1) - 1)[..., None]), -1)
+    x = F.grid_sample(padded[:, None], grid, padding_mode="border", align_corners=False)[:, 0]  # (M, F, MELS)
+    x = x + LOUDNESS * bends[:, 3, None, None]
+    low, early = (bends[:, 4] + 1) / 2 * MELS, (bends[:, 5] + 1) / 2 * frames
+    wide = HIDDEN * bends[:, 6].abs()
+    hidden = between(torch.arange(MELS)[None], low, wide)[:, None] | between(torch.arange(out)[None], early, wide)[..., None]
+    floor = x.amin(dim=(1, 2), keepdim=True)
+    x = torch.where(hidden, floor, x)
+    return x * (torch.arange(out) < frames[:, None])[..., None], frames
+
+
+def between(places: Tensor, start: Tensor, width: Tensor) -> Tensor:
+    return (places >= start[:, None]) & (places < (start + width)[:, None])

@@ -1,0 +1,161 @@
+"""The data of a run with pictures and sounds: embedded parts, a person's own rows, text, in one mixture."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tokenizer as tokenizers
+from config import MediaModelConfig, TrainConfig, UserError
+from data import Corpus, learn_tokenizer, prepare
+from multimodal import embedded
+from multimodal.embedded import HELD_OUT, PARTS, STORIES, STORIES_SHARE
+from multimodal.rows import Rows, find_rows
+from multimodal.samples import Sample
+from multimodal.shards import Media, Shards, prepare_media, prepare_rows, texts
+from sources import Skipped, find_source
+from tokenizer import Tokenizer
+
+ALL = "multimodal"  # every embedded part that the model takes
+
+
+@dataclass
+class MediaCorpus:
+    """What a model that sees and hears is trained on.
+
+    Attributes:
+        shares: how often a row of each part is drawn, the text's among them.
+        text: plain text, or None.
+        data_hash: names this content with this tokenizer.
+        meta: what is told of it, as of a `data.Corpus`.
+    """
+
+    tokenizer: Tokenizer
+    train: Shards
+    val: Shards
+    shares: dict[str, float]
+    text: Corpus | None
+    data_hash: str
+    meta: dict
+
+
+def named(config: TrainConfig, model: MediaModelConfig) -> list[str]:
+    """The parts that --data names, `multimodal` for every embedded one that this model takes in.
+
+    Raises:
+        UserError: for an embedded part that it does not take in.
+    """
+    names = [name.strip() for name in config.data.split(",") if name.strip()]
+    able = [name for name, part in PARTS.items() if part.needs <= set(model.kinds)]
+    found = list(itertools.chain.from_iterable([*able, STORIES] if name == ALL else [name] for name in names))
+    for name in found:
+        if name in PARTS and name not in able:
+            wanted = ",".join(sorted(PARTS[name].needs))
+            raise UserError(f"the data {name!r} needs a model that takes {wanted}: pass --modalities {wanted}, or leave it out of --data.")
+    return list(dict.fromkeys(found))
+
+
+def open_corpus(
+    config: TrainConfig, model: MediaModelConfig, wanted: int, ready: Tokenizer | None, progress: bool = True
+) -> MediaCorpus:
+    """The data that `config.data` names, made ready for this model.
+
+    Args:
+        wanted: size of a vocabulary that is learned here; 0 chooses by the text.
+        ready: a tokenizer to use as it is.
+
+    Raises:
+        UserError: for data that is not there or has no usable rows, or a mixture of parts that there are not.
+    """
+    names = named(config, model)
+    made = [name for name in names if name in PARTS]
+    own = [find_rows(name, model, config) for name in names if name not in PARTS and name != STORIES]
+    skipped = Skipped()
+    key = "|".join([embedded.fingerprint() if made else "", *made, *(rows.key for rows in own), str(config.val_fraction)])
+
+    def samples() -> Iterator[tuple[str, Sample]]:
+        yield from embedded.rows(made, model.image_size)
+        for rows in own:
+            yield from split_rows(rows, config.val_fraction)
+            for reason, count in rows.skipped.counts.items():
+                skipped.counts[reason], skipped.first[reason] = count, rows.skipped.first[reason]
+
+    total = sum(PARTS[name].rows + 2 * embedded.VALIDATE for name in made) if not own else 0
+    folder = prepare_media(key, samples, model, skipped, total, progress)
+    media = {split: Media(folder / split, model.image_size) for split in ("train", "val")}
+    source = find_source(replace(config, data=STORIES)) if STORIES in names else None
+    tokenizer = ready or make_tokenizer(config, wanted, media["train"], source)
+    shards = {split: prepare_rows(folder, each, tokenizer, model.block_size) for split, each in media.items()}
+    shares = {name: PARTS[name].share if name in PARTS else STORIES_SHARE if name == STORIES else 1.0 for name in names}
+    meta = json.loads((folder / "meta.json").read_text())
+    return MediaCorpus(
+        tokenizer=tokenizer,
+        train=shards["train"],
+        val=shards["val"],
+        shares=mixed(shares, config.mix),
+        text=prepare(replace(config, data=STORIES), source, 0, tokenizer, progress) if source else None,
+        data_hash=hashlib.sha256(f"{folder.name}|{tokenizers.fingerprint(tokenizer)}|{source and source.key}".encode()).hexdigest()[:16],
+        meta={
+            "source": ",".join(names),
+            "entropy": None,
+            "skipped": [*meta["skipped"], *shards["train"].skipped],
+            "train": meta["train"],
+            "val": meta["val"],
+        },
+    )
+
+
+def split_rows(rows: Rows, fraction: float) -> Iterator[tuple[str, Sample]]:
+    """A person's rows with their splits: the corpus's own, or some taken for validation, chosen by their number."""
+    if rows.val:
+        yield from (("train", sample) for sample in rows.train())
+        yield from (("val", sample) for sample in rows.val())
+        return
+    every = round(1 / fraction) if fraction else 0
+    for number, sample in enumerate(rows.train()):
+        digest = hashlib.blake2b(f"{number // max(1, every)}".encode(), digest_size=4).digest()
+        chosen = every and number % every == int.from_bytes(digest, "big") % every
+        yield "val" if chosen else "train", sample
+
+
+def make_tokenizer(config: TrainConfig, wanted: int, media: Media, source) -> Tokenizer:
+    """The tokenizer that --tokenizer names, learned from what is said in the rows and from the text beside them."""
+    if config.tokenizer == "gpt2":
+        return tokenizers.load_gpt2()
+    if config.tokenizer == "byte":
+        return tokenizers.ByteTokenizer()
+    plain = (text for text, _ in source.train()) if source else ()
+    return learn_tokenizer(config.tokenizer, wanted, itertools.chain(texts(media.outlines()), plain))
+
+
+def mixed(shares: dict[str, float], mix: str) -> dict[str, float]:
+    """The shares of the parts, with those that --mix names.
+
+    Raises:
+        UserError: for a part that the data does not have, or a share that is none.
+    """
+    shares = dict(shares)
+    for each in filter(None, (each.strip() for each in mix.split(","))):
+        name, _, number = each.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if name not in shares:
+            near = difflib.get_close_matches(name, shares, 1, 0.5)
+            raise UserError(f"mix names {name!r}{f'; did you mean {near[0]}?' if near else ''} The parts of --data are {', '.join(shares)}.")
+        if not 0 <= share < float("inf"):
+            raise UserError(f"mix gives {name} the share {number!r}; write a number, such as --mix {name}=2.")
+        shares[name] = share
+    if not any(shares.values()):
+        raise UserError(f"mix {mix!r} leaves nothing to train on: give one part a share above 0.")
+    return shares
+
+
+def is_held_out(part: str) -> bool:
+    return part.endswith(HELD_OUT)

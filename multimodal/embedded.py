@@ -1,0 +1,147 @@
+"""The embedded parts of the data: drawn shapes, synthetic speech, and both together. Each row follows from its part's seed alone.
+
+    captions          a picture of one thing, and what it shows
+    relations         a picture of two things, and how they stand to each other
+    questions         a picture and a written question
+    speech            words, to be written down
+    spoken-questions  a picture and a spoken question
+    silence           nothing is said, and nothing is to be written down
+    stories           text alone (`sources.py` reads it)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from corpora import shapes, speech, speech_sounds
+from multimodal.samples import Picture, Sample, Sound, Turn
+
+DESCRIBE, TRANSCRIBE = "describe", "transcribe"  # what is asked where there is no question
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How media are made: the side of a picture in pixels, and whether with pairs of colour and shape, and with voices and orders of
+    words, that training never meets."""
+
+    side: int
+    new_pairs: bool = False
+    new_voices: bool = False
+
+    @property
+    def held_out(self) -> bool:
+        return self.new_pairs or self.new_voices
+
+
+def captions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    for scene in shapes.scenes(n, seed, 1, how.new_pairs):
+        yield sample("captions", (picture(scene, how), DESCRIBE), shapes.caption(scene))
+
+
+def relations(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    for scene in shapes.scenes(n, seed, 2, how.new_pairs):
+        yield sample("relations", (picture(scene, how), DESCRIBE), shapes.caption(scene))
+
+
+def asked(n: int, seed: int, how: Setting) -> Iterator[tuple[shapes.Scene, str, str]]:
+    """Scenes of one thing and of two, each with one question and its answer."""
+    random = np.random.default_rng((seed, 3))
+    both = [shapes.scenes(n, seed + 1, things, how.new_pairs) for things in (1, 2)]
+    for _ in range(n):
+        scene = next(both[random.integers(2)])
+        offered = shapes.questions(scene)
+        yield scene, *offered[random.integers(len(offered))]
+
+
+def questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    for scene, question, answer in asked(n, seed, how):
+        yield sample("questions", (picture(scene, how), question), answer)
+
+
+def spoken_questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    random = np.random.default_rng((seed, 4))
+    for scene, question, answer in asked(n, seed + 2, how):
+        voice = speech.voice(int(random.integers(2**31)), how.new_voices)
+        spoken = Sound(speech.speak(question.split(), voice, int(random.integers(2**31))))
+        yield sample("spoken-questions", (picture(scene, how), spoken), answer)
+
+
+def transcripts(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    for words, wave in speech.utterances(n, seed, how.new_voices):
+        yield sample("speech", (Sound(wave), TRANSCRIBE), " ".join(words))
+
+
+def silences(n: int, seed: int, how: Setting) -> Iterator[Sample]:
+    for number in range(n):
+        yield sample("silence", (Sound(speech.silence(seed * 1_000_003 + number)), TRANSCRIBE), "")
+
+
+def picture(scene: shapes.Scene, how: Setting) -> Picture:
+    return Picture(shapes.draw(scene, how.side))
+
+
+def sample(source: str, shown: tuple, answer: str) -> Sample:
+    return Sample(source, (Turn("user", shown), Turn("assistant", (answer,))))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: how it is made, how many rows there are to train on, how often they are drawn, and what the model must take in."""
+
+    make: Callable[[int, int, Setting], Iterator[Sample]]
+    rows: int
+    share: float
+    needs: frozenset[str]
+
+
+PARTS = {
+    "captions": Part(captions, 8000, 2, frozenset({"image"})),
+    "relations": Part(relations, 8000, 2, frozenset({"image"})),
+    "questions": Part(questions, 6000, 1, frozenset({"image"})),
+    "speech": Part(transcripts, 8000, 3, frozenset({"audio"})),
+    "spoken-questions": Part(spoken_questions, 8000, 3, frozenset({"image", "audio"})),
+    "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
+}
+STORIES, STORIES_SHARE = "stories", 1.5
+VALIDATE = 150  # rows of each part, and as many held-out ones
+HELD_OUT = ", held out"  # behind the name of a part
+ERRAND = 100  # rows that a process makes at once
+
+
+def rows(names: Iterable[str], side: int) -> Iterator[tuple[str, Sample]]:
+    """The rows of some parts with their split, made by all cores, in the same order always."""
+    errands = [
+        errand
+        for name in names
+        for errand in (
+            *((name, "train", start, Setting(side)) for start in range(0, PARTS[name].rows, ERRAND)),
+            (name, "val", 10**6, Setting(side)),
+            (name, "val", 10**6, Setting(side, True, True)),
+        )
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as processes:
+        for made in processes.map(do, errands):
+            yield from made
+
+
+def do(errand: tuple[str, str, int, Setting]) -> list[tuple[str, Sample]]:
+    """Some rows of a part; the number of the first is their seed."""
+    name, split, seed, how = errand
+    n = min(ERRAND, PARTS[name].rows - seed) if split == "train" else VALIDATE
+    made = PARTS[name].make(n, seed, how)
+    return [(split, replace(row, source=name + HELD_OUT) if how.held_out else row) for row in made]
+
+
+def fingerprint() -> str:
+    """Changes when what these parts are made by does."""
+    files = [Path(module.__file__) for module in (shapes, speech, speech_sounds)] + [Path(__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""Lets a model answer about pictures and sounds, and compares what it says with the truth: exactly, by words, by characters.
+
+Each figure stands beside its controls. With blank media (a grey picture, a silent sound) or with those of another row the score
+must fall to chance: a model that still scores has been guessing from the words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+from torch import nn
+
+from inference.dialogue import Chat, Message
+from inference.engine import Engine, text_of
+from inference.request import Piece, Request, Settings
+from multimodal import embedded
+from multimodal.samples import Picture, Sample, Sound, Turn
+from tokenizer import Tokenizer
+
+SLOTS = 32  # answered at once
+LONGEST = 64  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of `count` answers the share that is exactly right, and the rates of wrong words and characters, each against the truth.
+
+    Attributes:
+        blank, shuffled: the share that is right with empty media, and with those of another row.
+        floor: the share that is right if the commonest answer is always given.
+    """
+
+    part: str
+    count: int
+    exact: float
+    wer: float
+    cer: float
+    blank: float
+    shuffled: float
+    floor: float
+
+
+def answers(model: nn.Module, tokenizer: Tokenizer, samples: Iterable[Sample]) -> list[str]:
+    """The likeliest answer to each sample's last question, token by token, as the server would give it."""
+    chat = Chat(tokenizer, documents=True, places=model.places)
+    engine = Engine(model, tokenizer, slots=SLOTS)
+    pieces, requests = [], []
+    for sample in samples:
+        messages = [Message(turn.role, turn.parts) for turn in sample.turns[:-1]]
+        prompt = chat.prompt(messages, model.config.block_size)
+        written: list[Piece] = []
+        settings = Settings(max_new_tokens=LONGEST, temperature=0, stop=prompt.stop)
+        requests.append(Request(prompt.ids, settings, written.append, scope=str(len(requests)), media=prompt.media))
+        pieces.append(written)
+    engine.run(requests)
+    return ["".join(map(text_of, written)).strip() for written in pieces]
+
+
+def truth(sample: Sample) -> str:
+    """What the assistant should say last."""
+    return "".join(part for part in sample.turns[-1].parts if isinstance(part, str)).strip()
+
+
+def judge(model: nn.Module, tokenizer: Tokenizer, part: str, samples: Sequence[Sample]) -> Verdict:
+    """One part's figures, with their controls."""
+    truths = list(map(truth, samples))
+    told = [answers(model, tokenizer, rows) for rows in (samples, list(map(blank, samples)), shuffled(samples))]
+    exact, empty, other = (share(given, truths) for given in told)
+    return Verdict(
+        part=part,
+        count=len(samples),
+        exact=exact,
+        wer=error_rate([given.split() for given in told[0]], [each.split() for each in truths]),
+        cer=error_rate(told[0], truths),
+        blank=empty,
+        shuffled=other,
+        floor=Counter(truths).most_common(1)[0][1] / len(truths),
+    )
+
+
+def share(given: Sequence[str], truths: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(given, truths, strict=True)) / len(truths)
+
+
+def error_rate(given: Sequence[Sequence], truths: Sequence[Sequence]) -> float:
+    """Insertions, deletions and substitutions, of the length of the truth."""
+    wrong = sum(Levenshtein.distance(a, b) for a, b in zip(given, truths, strict=True))
+    return wrong / max(1, sum(map(len, truths)))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, what the model says to it, and what it should."""
+
+    part: str
+    sample: Sample
+    answer: str
+    truth: str
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.truth
+
+    @property
+    def asked(self) -> str:
+        """The question as text, pictures and sounds in brackets."""
+        names = {Picture: "[picture]", Sound: "[sound]"}
+        return " ".join(names.get(type(part), part) for turn in self.sample.turns[:-1] for part in turn.parts)
+
+
+def examples(model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Example]:
+    """The model's answers to some rows."""
+    given = answers(model, tokenizer, samples)
+    return [Example(each.source, each, said, truth(each)) for each, said in zip(samples, given, strict=True)]
+
+
+# ---- controls
+
+
+def blank(sample: Sample) -> Sample:
+    """The same question with nothing to see or to hear."""
+
+    def emptied(part):
+        if isinstance(part, Picture):
+            return Picture(np.full_like(part.pixels, 128))
+        return Sound(np.zeros_like(part.wave)) if isinstance(part, Sound) else part
+
+    return changed(sample, emptied)
+
+
+def shuffled(samples: Sequence[Sample]) -> list[Sample]:
+    """Each question with the pictures and sounds of the sample half a list away."""
+    half = len(samples) // 2
+    found = []
+    for number, sample in enumerate(samples):
+        other = samples[(number + half) % len(samples)]
+        lent = {kind: [part for part in media(other) if isinstance(part, kind)] for kind in (Picture, Sound)}
+
+        def lend(part, lent=lent):
+            kind = type(part)
+            return lent[kind].pop(0) if kind in lent and lent[kind] else part
+
+        found.append(changed(sample, lend))
+    return found
+
+
+def changed(sample: Sample, change: Callable) -> Sample:
+    turns = [Turn(turn.role, tuple(map(change, turn.parts))) for turn in sample.turns]
+    return replace(sample, turns=tuple(turns))
+
+
+def media(sample: Sample) -> list[Picture | Sound]:
+    return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
+
+
+# ---- the embedded parts
+
+TASKS = {  # what is judged, on rows that training never met: the part, whether with new pairs, whether with new voices
+    "captions, seen pairs": ("captions", False, False),
+    "captions, held-out pairs": ("captions", True, False),
+    "relations": ("relations", False, False),
+    "questions": ("questions", False, False),
+    "speech, unseen voices and orders": ("speech", False, True),
+    "spoken questions, unseen voices": ("spoken-questions", False, True),
+    "silence": ("silence", False, False),
+}
+
+
+def judge_embedded(model: nn.Module, tokenizer: Tokenizer, count: int = 200) -> list[Verdict]:
+    """Every embedded part that the model takes in, on fresh rows."""
+    verdicts = []
+    for name, (part, *held_out) in TASKS.items():
+        made = embedded.PARTS[part]
+        if made.needs <= set(model.config.kinds):
+            how = embedded.Setting(model.config.image_size, *held_out)
+            verdicts.append(judge(model, tokenizer, name, list(made.make(count, 2 * 10**6, how))))
+    return verdicts
+
+
+def table(verdicts: Sequence[Verdict]) -> list[str]:
+    """The figures as lines."""
+    lines = [f"{'by generation':<34}{'exact':>8}{'WER':>8}{'CER':>8}{'blank':>8}{'shuffled':>10}{'floor':>8}{'rows':>6}"]
+    for v in verdicts:
+        shares = "".join(f"{100 * value:>7.1f}%" for value in (v.exact, v.wer, v.cer, v.blank))
+        lines.append(f"{v.part:<34}{shares}{100 * v.shuffled:>9.1f}%{100 * v.floor:>7.1f}%{v.count:>6}")
+    return lines

@@ -1,0 +1,146 @@
+"""Pictures, sounds and text as a task: what the loop asks of the data. Its twin for text alone is `training/text.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import TrainConfig
+from data import Batches
+from model import token_losses
+from multimodal import judge, sheet  # noqa
+from multimodal.batches import Mixture, collate, media_row
+from multimodal.corpus import MediaCorpus, is_held_out
+from multimodal.embedded import PARTS, STORIES
+from multimodal.fusion import Batch
+from training.distributed import Ranks
+from training.evaluate import Score, evaluate, ratio
+
+ROWS = 64  # scored in one forward
+
+
+@dataclass(frozen=True)
+class MediaScore(Score):
+    """The loss is that of training: the mean of the parts' losses, each with its share. Bits per byte are those of the text, or
+    where there is none of the answers.
+
+    Attributes:
+        parts: of each part its loss, the share of tokens that are foreseen, and of whole answers. Held-out parts are no part of
+            the loss.
+    """
+
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class MediaTask:
+    """Answering about pictures and sounds, and going on with text.
+
+    Attributes:
+        folder: where sheets of examples go; None writes none.
+    """
+
+    def __init__(self, corpus: MediaCorpus, config: TrainConfig, block_size: int, ranks: Ranks, folder: Path | None = None):
+        self.corpus, self.config, self.block_size, self.ranks, self.folder = corpus, config, block_size, ranks, folder
+        self.tokenizer = corpus.tokenizer
+        text = Batches(corpus.text.train, block_size, config.batch_size, config.seed) if corpus.text else None
+        self.mixture = Mixture(
+            corpus.train, text, STORIES, corpus.shares, config.batch_size, block_size, config.seed,
+            bent={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, augment=config.augment,
+        )  # fmt: skip
+        self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
+        self.groups = self.validation_groups()
+        self.shown, self.sheets = [], 0
+
+    def batch(self, step: int) -> tuple[Batch]:
+        """This rank's share of a step's batch."""
+        return (self.mixture.batch(step, self.ranks.rank, self.ranks.world),)
+
+    # ---- validation
+
+    def validation_groups(self) -> list[np.ndarray]:
+        """The validation rows, those of like length together."""
+        order = np.argsort(self.corpus.val.rows["places"], kind="stable")
+        return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+
+    def evaluation_tokens(self) -> int:
+        """How many tokens the complete evaluation reads."""
+        rows = self.corpus.val.rows["places"]
+        return int(rows.sum()) + (len(self.corpus.text.val) if self.corpus.text else 0)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, limit: int, autocast) -> MediaScore:
+        """Every row, or evenly spaced groups of rows with about `limit` tokens; the text gets its share of the limit."""
+        share = limit / self.evaluation_tokens() if limit else 1.0
+        groups = self.groups if share >= 1 else self.groups[:: math.ceil(1 / share)]
+        was_training = model.training
+        model.eval()
+        rows: list[tuple[int, float, int, int]] = []  # part, nats, right, tokens
+        for turn in range(0, len(groups), self.ranks.world):
+            mine = turn + self.ranks.rank
+            group = groups[min(mine, len(groups) - 1)]  # ranks that share one model's weights call it equally often
+            with autocast:
+                found = self.score_rows(model, group)
+            rows += found if mine < len(groups) else []
+        model.train(was_training)
+        rows = [row for part in self.ranks.gather(rows) for row in part]
+        text = None
+        if self.corpus.text:
+            some = int(share * len(self.corpus.text.val)) if share < 1 else 0
+            text = evaluate(model, self.corpus.text, self.block_size, self.ranks, some, autocast)
+        return self.score(rows, text)
+
+    def score_rows(self, model: nn.Module, group: np.ndarray) -> list[tuple[int, float, int, int]]:
+        shards = self.corpus.val
+        batch = collate([media_row(shards, int(n), None, 0, self.block_size) for n in group], shards).to(self.ranks.device)
+        x, targets, weights = model.scored(batch)
+        row_of = (batch.weights > 0).nonzero()[:, 0]  # (n,)
+        nats = token_losses(x, model.head.weight[: model.config.vocab_size], targets)
+        right = model.logits(x).argmax(-1) == targets
+        sums = torch.zeros(3, len(group), dtype=torch.float64, device=x.device)
+        for line, values in zip(sums, (nats, right, torch.ones_like(weights)), strict=True):
+            line.index_add_(0, row_of, values.double())
+        parts = shards.rows["part"][group].tolist()
+        return [(part, *row) for part, row in zip(parts, sums.T.tolist(), strict=True)]
+
+    def score(self, rows: list[tuple[int, float, int, int]], text: Score | None) -> MediaScore:
+        """From (part, nats, right tokens, tokens) of each row."""
+        names = self.corpus.val.parts
+        part, nats, right, tokens = (np.array(column) for column in zip(*rows, strict=True))
+        means = nats / tokens
+        found = {
+            name: {
+                "loss": float(means[part == number].mean()),
+                "accuracy": float(right[part == number].sum() / tokens[part == number].sum()),
+                "exact": float((right == tokens)[part == number].mean()),
+            }
+            for number, name in enumerate(names)
+            if (part == number).any()
+        }
+        counted = {name: self.corpus.shares.get(name, 0) for name in found if not is_held_out(name)}
+        loss = sum(share * found[name]["loss"] for name, share in counted.items())
+        total = sum(counted.values())
+        if text:
+            found[STORIES] = {"loss": text.loss}
+            loss, total = loss + self.corpus.shares[STORIES] * text.loss, total + self.corpus.shares[STORIES]
+        se = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+        loss = loss / total if total else float(means.mean())
+        bpb, bpb_se, n_bytes = (text.bpb, text.bpb_se, text.bytes) if text else (math.nan, math.nan, 0)
+        return MediaScore(loss, se, math.exp(min(loss, 700)), bpb, bpb_se, int(tokens.sum()) + (text.tokens if text else 0), n_bytes, found)
+
+    # ---- what is shown
+
+    def sample(self, model: nn.Module, seed: int) -> str:
+        """Answers to a few rows of each part, beside the truth; with a folder, also as a picture."""
+        was_training = model.training
+        model.eval()
+        found = judge.examples(model, self.tokenizer, self.shown)
+        model.train(was_training)
+        self.sheets += 1
+        if self.folder:
+            sheet.draw(self.folder / f"examples_{self.sheets:03d}.png", found)
+        return "\n".join(f"{each.asked} -> {each.answer}{'' if each.right else f' ({each.truth})'}" for each in found)
