@@ -5,6 +5,7 @@ Of each split there are, whatever the tokenizer,
     outlines.jsonl  a line for each row: who says what, with IMAGE and AUDIO where a picture or a sound stands
     pictures.bin    (N, S, S, 3) uint8
     frames.bin      spectrograms, (frames, MELS) float16, and in sounds.npy where each begins
+    waves.bin       of the validation rows only, to ask the model about: 16 bits a sample, and in waves.npy where each begins
 
 and for each tokenizer and block a folder with
 
@@ -16,6 +17,7 @@ and for each tokenizer and block a folder with
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -32,12 +34,13 @@ from config import DATA, MediaModelConfig, UserError
 from inference.dialogue import ANSWER, NAMES
 from multimodal.encoders import SLOTS, sound_slots
 from multimodal.fusion import AUDIO, IMAGE
-from multimodal.samples import Part, Picture, Sample, Sound
+from multimodal.samples import Part, Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
 from tokenizer import Tokenizer, fingerprint
 
-FORMAT = 1
+FORMAT = 2
+LOUDEST = 2**15 - 1  # of 16 bits
 ROW = np.dtype([
     ("ids", "i8"), ("length", "i4"), ("places", "i4"),  # `places`: of the row, once pictures and sounds have all of theirs
     ("picture", "i8"), ("pictures", "i4"), ("sound", "i8"), ("sounds", "i4"), ("part", "i4"),
@@ -57,7 +60,7 @@ class Media:
         self.folder = folder
         self.pictures = mapped(folder / "pictures.bin", "uint8").reshape(-1, side, side, 3)
         self.frames = mapped(folder / "frames.bin", "float16").reshape(-1, MELS)
-        self.sounds = np.load(folder / "sounds.npy")
+        self.sounds, self.waves = np.load(folder / "sounds.npy"), np.load(folder / "waves.npy")
 
     def outlines(self) -> Iterator[Outline]:
         with open(self.folder / "outlines.jsonl", encoding="utf-8") as file:
@@ -66,6 +69,39 @@ class Media:
     def spectrogram(self, n: int) -> np.ndarray:
         """(frames, MELS) float16."""
         return self.frames[self.sounds[n] : self.sounds[n + 1]]
+
+    def some(self, count: int) -> dict[str, list[Sample]]:
+        """Up to `count` conversations of each part, evenly spaced; of validation rows only, whose waves are kept."""
+        outlines, wanted = list(self.outlines()), {}
+        for number, each in enumerate(outlines):
+            if each["turns"]:
+                wanted.setdefault(each["part"], []).append(number)
+        chosen = {numbers[i] for numbers in wanted.values() for i in np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)}
+        samples: dict[str, list[Sample]] = {part: [] for part in wanted}
+        picture = sound = 0
+        for number, each in enumerate(outlines):
+            placed = [part for _, parts in each["turns"] for part in parts]
+            if number in chosen:
+                samples[each["part"]].append(self.sample(each, picture, sound))
+            picture, sound = picture + placed.count(IMAGE), sound + placed.count(AUDIO)
+        return samples
+
+    def sample(self, outline: Outline, picture: int, sound: int) -> Sample:
+        """A row with its media, of which the first picture and the first sound have these numbers."""
+        pictures, sounds = itertools.count(picture), itertools.count(sound)
+
+        def shown(part: str | int) -> Part:
+            if isinstance(part, str):
+                return part
+            return Picture(self.pictures[next(pictures)]) if part == IMAGE else Sound(self.wave(next(sounds)))
+
+        turns = tuple(Turn(role, tuple(map(shown, parts))) for role, parts in outline["turns"])
+        return Sample(outline["part"], turns, outline["text"])
+
+    def wave(self, n: int) -> np.ndarray:
+        """(samples,) float32."""
+        whole = mapped(self.folder / "waves.bin", "int16")
+        return whole[self.waves[n] : self.waves[n + 1]].astype(np.float32) / LOUDEST
 
 
 class Shards:
@@ -157,10 +193,11 @@ def texts(outlines: Iterable[Outline]) -> Iterator[str]:
 class MediaWriter:
     """Appends samples to the files of a split."""
 
-    def __init__(self, folder: Path, rate: int):
+    def __init__(self, folder: Path, rate: int, keep_waves: bool):
         folder.mkdir(parents=True)
-        self.folder, self.rate, self.count, self.pictures, self.sounds = folder, rate, 0, 0, [0]
-        self.files = {name: open(folder / f"{name}.bin", "wb") for name in ("pictures", "frames")}
+        self.folder, self.rate, self.keep_waves, self.count, self.pictures = folder, rate, keep_waves, 0, 0
+        self.sounds, self.waves = [0], [0]
+        self.files = {name: open(folder / f"{name}.bin", "wb") for name in ("pictures", "frames", "waves")}
         self.outlines = open(folder / "outlines.jsonl", "w", encoding="utf-8")
 
     def write(self, sample: Sample) -> None:
@@ -171,15 +208,22 @@ class MediaWriter:
                 self.files["pictures"].write(part.pixels.tobytes())
                 self.pictures += 1
             elif isinstance(part, Sound):
-                mel = log_mel(torch.from_numpy(part.wave), self.rate).half().numpy()
-                self.files["frames"].write(np.ascontiguousarray(mel).tobytes())
-                self.sounds.append(self.sounds[-1] + len(mel))
+                self.write_sound(part.wave)
+
+    def write_sound(self, wave: np.ndarray) -> None:
+        mel = log_mel(torch.from_numpy(wave), self.rate).half().numpy()
+        self.files["frames"].write(np.ascontiguousarray(mel).tobytes())
+        self.sounds.append(self.sounds[-1] + len(mel))
+        if self.keep_waves:
+            self.files["waves"].write(np.round(wave * LOUDEST).astype(np.int16).tobytes())
+            self.waves.append(self.waves[-1] + len(wave))
 
     def close(self) -> dict[str, int]:
         """Ends the split; its counts."""
         for file in (*self.files.values(), self.outlines):
             file.close()
-        np.save(self.folder / "sounds.npy", np.array(self.sounds, dtype=np.int64))
+        for name, starts in (("sounds", self.sounds), ("waves", self.waves)):
+            np.save(self.folder / f"{name}.npy", np.array(starts, dtype=np.int64))
         return {"rows": self.count, "pictures": self.pictures, "sounds": len(self.sounds) - 1}
 
 
@@ -200,7 +244,7 @@ def prepare_media(
     folder = DATA / f"media-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
     def fill(work: Path) -> None:
-        writers = {split: MediaWriter(work / split, config.audio_rate) for split in ("train", "val")}
+        writers = {split: MediaWriter(work / split, config.audio_rate, keep_waves=split == "val") for split in ("train", "val")}
         bar = tqdm(total=total or None, unit="row", desc="pictures and sounds", disable=not progress or None, file=sys.stderr)
         with bar:
             for split, sample in samples():

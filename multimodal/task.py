@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from config import TrainConfig
 from data import Batches
 from model import token_losses
-from multimodal import judge, sheet  # noqa
+from multimodal import judge, sheet
 from multimodal.batches import Mixture, collate, media_row
 from multimodal.corpus import MediaCorpus, is_held_out
 from multimodal.embedded import PARTS, STORIES
@@ -22,12 +22,14 @@ from training.distributed import Ranks
 from training.evaluate import Score, evaluate, ratio
 
 ROWS = 64  # scored in one forward
+SHOWN = 2  # examples of each part on a sheet
+Counts = tuple[int, float, float, float, float]  # of a row: its part, nats, tokens foreseen, tokens, bytes
 
 
 @dataclass(frozen=True)
 class MediaScore(Score):
     """The loss is that of training: the mean of the parts' losses, each with its share. Bits per byte are those of the text, or
-    where there is none of the answers.
+    where there is none of all answers.
 
     Attributes:
         parts: of each part its loss, the share of tokens that are foreseen, and of whole answers. Held-out parts are no part of
@@ -35,6 +37,10 @@ class MediaScore(Score):
     """
 
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def brief(self) -> str:
+        """Whole answers that are foreseen, part by part."""
+        return " ".join(f"{name} {100 * part['exact']:.0f}%" for name, part in self.parts.items() if "exact" in part and not is_held_out(name))
 
 
 class MediaTask:
@@ -54,7 +60,9 @@ class MediaTask:
         )  # fmt: skip
         self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
         self.groups = self.validation_groups()
-        self.shown, self.sheets = [], 0
+        self.lengths = torch.from_numpy(np.array(self.tokenizer.byte_lengths()))
+        self.shown = [sample for some in corpus.val.media.some(SHOWN).values() for sample in some]
+        self.sheets = 0
 
     def batch(self, step: int) -> tuple[Batch]:
         """This rank's share of a step's batch."""
@@ -79,7 +87,7 @@ class MediaTask:
         groups = self.groups if share >= 1 else self.groups[:: math.ceil(1 / share)]
         was_training = model.training
         model.eval()
-        rows: list[tuple[int, float, int, int]] = []  # part, nats, right, tokens
+        rows: list[Counts] = []
         for turn in range(0, len(groups), self.ranks.world):
             mine = turn + self.ranks.rank
             group = groups[min(mine, len(groups) - 1)]  # ranks that share one model's weights call it equally often
@@ -94,23 +102,24 @@ class MediaTask:
             text = evaluate(model, self.corpus.text, self.block_size, self.ranks, some, autocast)
         return self.score(rows, text)
 
-    def score_rows(self, model: nn.Module, group: np.ndarray) -> list[tuple[int, float, int, int]]:
+    def score_rows(self, model: nn.Module, group: np.ndarray) -> list[Counts]:
         shards = self.corpus.val
         batch = collate([media_row(shards, int(n), None, 0, self.block_size) for n in group], shards).to(self.ranks.device)
         x, targets, weights = model.scored(batch)
         row_of = (batch.weights > 0).nonzero()[:, 0]  # (n,)
         nats = token_losses(x, model.head.weight[: model.config.vocab_size], targets)
         right = model.logits(x).argmax(-1) == targets
-        sums = torch.zeros(3, len(group), dtype=torch.float64, device=x.device)
-        for line, values in zip(sums, (nats, right, torch.ones_like(weights)), strict=True):
+        n_bytes = self.lengths.to(x.device)[targets]
+        sums = torch.zeros(4, len(group), dtype=torch.float64, device=x.device)
+        for line, values in zip(sums, (nats, right, torch.ones_like(weights), n_bytes), strict=True):
             line.index_add_(0, row_of, values.double())
         parts = shards.rows["part"][group].tolist()
         return [(part, *row) for part, row in zip(parts, sums.T.tolist(), strict=True)]
 
-    def score(self, rows: list[tuple[int, float, int, int]], text: Score | None) -> MediaScore:
-        """From (part, nats, right tokens, tokens) of each row."""
+    def score(self, rows: list[Counts], text: Score | None) -> MediaScore:
+        """From the counts of all rows."""
         names = self.corpus.val.parts
-        part, nats, right, tokens = (np.array(column) for column in zip(*rows, strict=True))
+        part, nats, right, tokens, n_bytes = (np.array(column) for column in zip(*rows, strict=True))
         means = nats / tokens
         found = {
             name: {
@@ -129,8 +138,11 @@ class MediaTask:
             loss, total = loss + self.corpus.shares[STORIES] * text.loss, total + self.corpus.shares[STORIES]
         se = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
         loss = loss / total if total else float(means.mean())
-        bpb, bpb_se, n_bytes = (text.bpb, text.bpb_se, text.bytes) if text else (math.nan, math.nan, 0)
-        return MediaScore(loss, se, math.exp(min(loss, 700)), bpb, bpb_se, int(tokens.sum()) + (text.tokens if text else 0), n_bytes, found)
+        bpb, bpb_se = (text.bpb, text.bpb_se) if text else ratio(nats / math.log(2), n_bytes)
+        return MediaScore(
+            loss=loss, loss_se=se, perplexity=math.exp(min(loss, 700)), bpb=bpb, bpb_se=bpb_se, parts=found,
+            tokens=int(tokens.sum()) + (text.tokens if text else 0), bytes=text.bytes if text else int(n_bytes.sum()),
+        )  # fmt: skip
 
     # ---- what is shown
 
@@ -142,5 +154,5 @@ class MediaTask:
         model.train(was_training)
         self.sheets += 1
         if self.folder:
-            sheet.draw(self.folder / f"examples_{self.sheets:03d}.png", found)
+            sheet.draw(self.folder / f"examples_{self.sheets:03d}.png", found, model.config.audio_rate)
         return "\n".join(f"{each.asked} -> {each.answer}{'' if each.right else f' ({each.truth})'}" for each in found)
