@@ -143,13 +143,7 @@ def files_source(data: str, text_field: str) -> Source:
     Raises:
         UserError: when nothing readable is there.
     """
-    path = Path(data).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file())
-    elif path.is_file():
-        files = [path]
-    else:
-        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    files = named_files(data, KINDS)
     if not files:
         raise UserError(
             f"no text found at {data!r}: give --data a file ({' '.join(sorted(KINDS))}), a folder or a glob of such files, "
@@ -163,12 +157,9 @@ def files_source(data: str, text_field: str) -> Source:
     sizes = {file: file.stat().st_size for file in files}
     if not any(sizes.values()):
         raise UserError(f"{files[0]} is empty (0 bytes): point --data at a file with text in it.")
-    splits = {file: split_of(file) for file in files}
-    own = {"train", "val"} <= set(splits.values())
-    train = [file for file in files if splits[file] == "train"] if own else files
-    val = [file for file in files if splits[file] == "val"] if own else []
+    train, val = own_split(files)
     skipped = Skipped()
-    wikitext = path.name in WIKITEXT  # a row there is a line
+    wikitext = Path(data).name in WIKITEXT  # a row there is a line
     source = Source(
         name=str(data),
         key=hashlib.sha256(repr([(f.name, digest(f)) for f in files] + [text_field, wikitext]).encode()).hexdigest(),
@@ -179,6 +170,25 @@ def files_source(data: str, text_field: str) -> Source:
     if val:
         source.val = lambda: read_files(val, text_field, skipped, wikitext)
     return source
+
+
+def named_files(data: str, kinds: set[str]) -> list[Path]:
+    """The files that a path or a glob names, in order; of a folder those of these kinds."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds and p.is_file())
+    if path.is_file():
+        return [path]
+    return sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+
+
+def own_split(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files to train on and those to validate on, where their names say so; else all of them, and none."""
+    splits = {file: split_of(file) for file in files}
+    if not {"train", "val"} <= set(splits.values()):
+        return files, []
+    train, val = ([file for file in files if splits[file] == split] for split in ("train", "val"))
+    return train, val
 
 
 def local_copy(name: str, text_field: str) -> Source | None:
@@ -257,9 +267,22 @@ def read_jsonl(file: Path, text_field: str, skipped: Skipped) -> Iterator[tuple[
         UserError: when no row has such a field, naming the fields they have.
     """
     found, fields = False, []
+    for row, where in json_rows(file, skipped, "line"):
+        if text_field in row:
+            found = True
+            yield row[text_field], where
+        else:
+            fields = fields or list(row)
+            skipped.add(f"row without the field {text_field!r}", where)
+    if not found and fields:
+        raise missing_field(text_field, str(file), fields)
+
+
+def json_rows(file: Path, skipped: Skipped, unit: str) -> Iterator[tuple[dict, str]]:
+    """The objects of a file that has one a line, each with its place, such as `a.jsonl line 3`; what is none is counted."""
     with open(file, "rb") as lines:
         for number, raw in enumerate(lines, 1):
-            where = f"{file} line {number}"
+            where = f"{file} {unit} {number}"
             if not raw.strip():
                 continue
             try:
@@ -267,16 +290,10 @@ def read_jsonl(file: Path, text_field: str, skipped: Skipped) -> Iterator[tuple[
             except (ValueError, RecursionError):  # bad UTF-8 is a ValueError too
                 skipped.add("row that is no JSON", where)
                 continue
-            if not isinstance(row, dict):
-                skipped.add("row that is no JSON object", where)
-            elif text_field in row:
-                found = True
-                yield row[text_field], where
+            if isinstance(row, dict):
+                yield row, where
             else:
-                fields = fields or list(row)
-                skipped.add(f"row without the field {text_field!r}", where)
-    if not found and fields:
-        raise missing_field(text_field, str(file), fields)
+                skipped.add("row that is no JSON object", where)
 
 
 def read_parquet(file: Path, text_field: str) -> Iterator[tuple[object, str]]:
@@ -285,19 +302,34 @@ def read_parquet(file: Path, text_field: str) -> Iterator[tuple[object, str]]:
     Raises:
         UserError: for a file that is no parquet, or has no such column.
     """
+
+    def column(table) -> list[str]:
+        if text_field not in table.schema_arrow.names:
+            raise missing_field(text_field, str(file), table.schema_arrow.names)
+        return [text_field]
+
+    for number, row in enumerate(parquet_rows(file, column, 1024), 1):
+        yield row[text_field], f"{file} row {number}"
+
+
+def parquet_rows(file: Path, columns: Callable, at_once: int) -> Iterator[dict]:
+    """The rows of a file.
+
+    Args:
+        columns: which are read of this `ParquetFile`.
+        at_once: rows that are made objects of together; Arrow holds their row group.
+
+    Raises:
+        UserError: for a file that is no parquet.
+    """
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
         table = parquet.ParquetFile(file)
-        if text_field not in table.schema_arrow.names:
-            raise missing_field(text_field, str(file), table.schema_arrow.names)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield value, f"{file} row {number}"
-    except (pyarrow.ArrowException, OSError) as error:
+        for batch in table.iter_batches(batch_size=at_once, columns=columns(table)):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again.") from error
 
 
@@ -359,10 +391,40 @@ def digest(file: Path) -> str:
 
 
 def hub_source(name: str, configuration: str, text_field: str) -> Source:
-    """A dataset of the Hugging Face Hub, streamed; honours HF_ENDPOINT, HF_HUB_OFFLINE and the local cache.
+    """A dataset of the Hub as text.
 
     Raises:
-        UserError: when the hub cannot be reached, or has no such dataset.
+        UserError: when the hub cannot be reached, has no such dataset, or not this field in it.
+    """
+    loaded = hub_dataset(name, configuration)
+    fields = loaded["train"].features
+    if fields is not None and text_field not in fields:
+        raise missing_field(text_field, name, list(fields))
+    skipped = Skipped()
+
+    def read(split: str) -> Iterator[Piece]:
+        arrived = enumerate(arriving(loaded[split], name), 1)
+        rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in arrived)
+        if "wikitext" in name:
+            return ((text, True) for text in articles(text for text, _ in clean(rows, skipped, empty=True)))
+        return clean(rows, skipped)
+
+    size = getattr(loaded["train"].info, "dataset_size", 0) or 0
+    return Source(
+        name=f"{name}:{configuration}" if configuration else name,
+        key=f"hf:{name}:{configuration}:{text_field}:{size}",
+        n_bytes=size,
+        train=lambda: read("train"),
+        val=(lambda: read("validation")) if "validation" in loaded else None,
+        skipped=skipped,
+    )
+
+
+def hub_dataset(name: str, configuration: str):
+    """The splits of a dataset of the Hugging Face Hub, streamed; honours HF_ENDPOINT, HF_HUB_OFFLINE and the local cache.
+
+    Raises:
+        UserError: when the hub cannot be reached, has no such dataset, or none to train on.
     """
     if not name:
         raise UserError("--data hf: names no dataset: write hf:OWNER/NAME or hf:OWNER/NAME:CONFIG.")
@@ -391,35 +453,22 @@ def hub_source(name: str, configuration: str, text_field: str) -> Source:
         ) from error
     if "train" not in loaded:
         raise UserError(f"{name} has no split 'train', only {', '.join(loaded)}: choose another dataset with --data.")
-    fields = loaded["train"].features
-    if fields is not None and text_field not in fields:
-        raise missing_field(text_field, name, list(fields))
-    skipped = Skipped()
+    return loaded
 
-    def read(split: str) -> Iterator[Piece]:
-        rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in enumerate(arriving(loaded[split]), 1))
-        if "wikitext" in name:
-            return ((text, True) for text in articles(text for text, _ in clean(rows, skipped, empty=True)))
-        return clean(rows, skipped)
 
-    def arriving(rows: Iterator[dict]) -> Iterator[dict]:
-        try:
-            yield from rows
-        except Exception as error:  # the network's failures, and those of damaged files
-            raise UserError(
-                f"{name} could not be read to its end ({type(error).__name__}: {str(error)[:200]}): start again, or download "
-                "the dataset's own files into a folder and pass --data FOLDER."
-            ) from error
+def arriving(rows: Iterator, name: str) -> Iterator:
+    """What comes of a dataset of the Hub.
 
-    size = getattr(loaded["train"].info, "dataset_size", 0) or 0
-    return Source(
-        name=f"{name}:{configuration}" if configuration else name,
-        key=f"hf:{name}:{configuration}:{text_field}:{size}",
-        n_bytes=size,
-        train=lambda: read("train"),
-        val=(lambda: read("validation")) if "validation" in loaded else None,
-        skipped=skipped,
-    )
+    Raises:
+        UserError: for the network's failures, and those of damaged files.
+    """
+    try:
+        yield from rows
+    except Exception as error:
+        raise UserError(
+            f"{name} could not be read to its end ({type(error).__name__}: {str(error)[:200]}): start again, or download "
+            "the dataset's own files into a folder and pass --data FOLDER."
+        ) from error
 
 
 def cached(name: str) -> bool:

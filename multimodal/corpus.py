@@ -6,9 +6,9 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tokenizer as tokenizers
 from config import MediaModelConfig, TrainConfig, UserError
@@ -22,6 +22,8 @@ from sources import Skipped, find_source
 from tokenizer import Tokenizer
 
 ALL = "multimodal"  # every embedded part that the model takes
+GOLDEN = (5**0.5 - 1) / 2  # its multiples lie evenly between whole numbers, and never in step with rows that come in turns
+TINY = 1e-9  # 10 × 0.1 is to be 1, and 3 × (1 / 3) as well
 
 
 @dataclass
@@ -83,16 +85,19 @@ def open_corpus(
         for rows in own:
             yield from split_rows(rows, config.val_fraction)
             for reason, count in rows.skipped.counts.items():
-                skipped.counts[reason], skipped.first[reason] = count, rows.skipped.first[reason]
+                skipped.counts[reason] = skipped.counts.get(reason, 0) + count
+                skipped.first.setdefault(reason, rows.skipped.first[reason])
 
     total = sum(PARTS[name].rows + 2 * embedded.VALIDATE for name in made) if not own else 0
     folder = prepare_media(key, samples, model, skipped, total, progress)
+    meta = json.loads((folder / "meta.json").read_text())
+    if config.strict and meta["skipped"]:  # by an earlier run, without --strict
+        raise UserError(f"{meta['skipped'][0]}: mend it, or leave out --strict to go on without it.")
     media = {split: Media(folder / split, model.image_size) for split in ("train", "val")}
     source = find_source(replace(config, data=STORIES)) if STORIES in names else None
     tokenizer = ready or make_tokenizer(config, wanted, media["train"], source)
     shards = {split: prepare_rows(folder, each, tokenizer, model.block_size) for split, each in media.items()}
     shares = {name: PARTS[name].share if name in PARTS else STORIES_SHARE if name == STORIES else 1.0 for name in names}
-    meta = json.loads((folder / "meta.json").read_text())
     return MediaCorpus(
         tokenizer=tokenizer,
         train=shards["train"],
@@ -111,16 +116,26 @@ def open_corpus(
 
 
 def split_rows(rows: Rows, fraction: float) -> Iterator[tuple[str, Sample]]:
-    """A person's rows with their splits: the corpus's own, or some taken for validation, chosen by their number."""
+    """A person's rows with their splits: the corpus's own, or some taken for validation, in blocks of neighbours.
+
+    Rows beside each other are often alike (a speaker, a scene, the frames of a film), and what is like a row that was learned tells
+    nothing of what was understood.
+    """
     if rows.val:
         yield from (("train", sample) for sample in rows.train())
         yield from (("val", sample) for sample in rows.val())
         return
-    every = round(1 / fraction) if fraction else 0
     for number, sample in enumerate(rows.train()):
-        digest = hashlib.blake2b(f"{number // max(1, every)}".encode(), digest_size=4).digest()
-        chosen = every and number % every == int.from_bytes(digest, "big") % every
-        yield "val" if chosen else "train", sample
+        yield "val" if held_back(number // rows.block, fraction) else "train", sample
+
+
+def held_back(block: int, fraction: float) -> bool:
+    """Whether a block is to validate on: one of each 1 / fraction of them, each time at another place among these."""
+    if not fraction:
+        return False
+    turn = int(block * fraction + TINY)
+    first, after = (math.ceil(each / fraction - TINY) for each in (turn, turn + 1))
+    return block == first + int(turn * GOLDEN % 1 * (after - first))
 
 
 def make_tokenizer(config: TrainConfig, wanted: int, media: Media, source) -> Tokenizer:

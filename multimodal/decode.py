@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+from fractions import Fraction
 
 import numpy as np
 
 from config import MediaModelConfig
 from multimodal.samples import Picture, Sound
 
+FORMATS = "PNG JPEG WEBP GIF BMP TIFF AVIF".split()  # and no EPS, for which Pillow would run Ghostscript
 MOST_PIXELS = 100_000_000  # of a picture, before it is made small
+UNKNOWN = 2**62  # more samples than any sound has: a file that was written to a pipe may not know how many it holds
 RATES = 1000, 400_000  # samples a second that a recording may have
 MOST_SAMPLES = 100_000_000  # of all channels together
 SPARE = 0.1  # seconds over the longest sound that are cut without a word: MP3 adds some silence of its own
@@ -22,7 +25,15 @@ GREY = (128, 128, 128)  # beside a picture that is no square
 
 
 class Unreadable(ValueError):
-    """Why these bytes are no picture or no sound for this model, as the end of a sentence that begins with the file's name."""
+    """Why these bytes are no picture or no sound for this model, as the end of a sentence that begins with the file's name.
+
+    Attributes:
+        kind: the same in short, without what is this file's alone, to count by.
+    """
+
+    def __init__(self, told: str, kind: str):
+        super().__init__(told)
+        self.kind = kind
 
 
 def read_picture(data: bytes, config: MediaModelConfig) -> Picture:
@@ -35,17 +46,21 @@ def read_picture(data: bytes, config: MediaModelConfig) -> Picture:
 
     side = config.image_size
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise Unreadable(f"has {image.width} × {image.height} pixels, more than {MOST_PIXELS // 10**6} million")
+                told = f"has {image.width} × {image.height} pixels, more than {MOST_PIXELS // 10**6} million"
+                raise Unreadable(told, "too large a picture")
             image.draft("RGB", (4 * side, 4 * side))  # a JPEG is unpacked at an eighth of its size where that is enough
             image.load()
             upright = eight_bits(ImageOps.exif_transpose(image))
-            small = ImageOps.contain(upright, (side, side), Image.Resampling.LANCZOS)
+            sides = [max(1, round(edge * side / max(upright.size))) for edge in upright.size]  # a line of pixels stays one
+            small = upright.resize(sides, Image.Resampling.LANCZOS)
     except Unreadable:
         raise
+    except Image.DecompressionBombError:
+        raise Unreadable(f"has more than {MOST_PIXELS // 10**6} million pixels", "too large a picture") from None
     except Exception as error:  # Pillow's plugins raise whatever their format made them stumble over
-        raise Unreadable(f"is no picture that can be read ({type(error).__name__})") from error
+        raise Unreadable(f"is no picture that can be read ({type(error).__name__})", "a broken picture") from error
     square = Image.new("RGB", (side, side), GREY)
     square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
     return Picture(np.asarray(square))
@@ -78,22 +93,26 @@ def read_sound(data: bytes, config: MediaModelConfig) -> Sound:
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, seconds = file.samplerate, file.frames / file.samplerate
-            if not RATES[0] <= rate <= RATES[1] or file.frames * file.channels > MOST_SAMPLES:
-                raise Unreadable(f"has {file.channels} channels of {file.frames} samples, {rate} a second: that is out of range")
-            if seconds > config.audio_seconds + SPARE:
-                raise Unreadable(f"lasts {seconds:.1f} s; the model hears {config.audio_seconds:g} s (audio_seconds) at most")
-            wave = file.read(dtype="float32", always_2d=True).mean(1)  # (n,)
+            rate, most = file.samplerate, int((config.audio_seconds + SPARE) * file.samplerate)
+            if not RATES[0] <= rate <= RATES[1] or min(file.frames, most) * file.channels > MOST_SAMPLES:
+                told = f"has {file.channels} channels of {rate} samples a second: that is out of range"
+                raise Unreadable(told, "a sound of a strange rate")
+            if file.frames > UNKNOWN:
+                file.seekable = lambda: False  # else soundfile goes on from an end that is not there
+            wave = file.read(min(file.frames, most + 1), dtype="float32", always_2d=True).mean(1)  # (n,)
+            if len(wave) > most:
+                lasts = f"lasts {file.frames / rate:.1f} s" if file.frames < UNKNOWN else "lasts longer than it says"
+                raise Unreadable(f"{lasts}; the model hears {config.audio_seconds:g} s (audio_seconds) at most", "too long a sound")
     except Unreadable:
         raise
     except Exception as error:  # libsndfile's, and those of a header that lies
-        raise Unreadable(f"is no sound that can be read ({type(error).__name__})") from error
+        raise Unreadable(f"is no sound that can be read ({type(error).__name__})", "a broken sound") from error
     if not len(wave):
-        raise Unreadable("has no sound in it")
+        raise Unreadable("has no sound in it", "an empty sound")
     if not np.isfinite(wave).all():
-        raise Unreadable("holds samples that are no numbers")
+        raise Unreadable("holds samples that are no numbers", "a broken sound")
     if rate != config.audio_rate:
-        shared = math.gcd(rate, config.audio_rate)
-        wave = resample_poly(wave, config.audio_rate // shared, rate // shared)
+        ratio = Fraction(config.audio_rate, rate).limit_denominator(1000)  # an odd rate would want a filter of millions of taps
+        wave = resample_poly(wave, ratio.numerator, ratio.denominator)
     wave = wave[: math.ceil(config.audio_seconds * config.audio_rate)]
     return Sound(np.clip(wave, -1, 1).astype(np.float32))
