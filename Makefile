@@ -4,7 +4,7 @@
 PY := venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup-all setup install install-force init check-deps train watch generate info serve serve-dev bench soak \
+.PHONY: help setup-all setup install install-force init check-deps train train-multimodal watch generate info serve serve-dev bench soak \
 	test quick-test test-slow test-gpu test-browser lint image image-push image-digest image-sbom obs-up obs-down verify-deploy verify-cluster \
 	clean clean-checkpoints clean-all runtime dev
 
@@ -19,6 +19,9 @@ help: ## This list
 train: ARGS ?= --preset quick
 train: runtime ## Train a model (ARGS="--preset quick", under three minutes)
 	$(PY) train_cli.py $(ARGS)
+
+train-multimodal: runtime ## Train a model that sees and hears (ARGS="--time 10m")
+	$(PY) train_cli.py --preset multimodal $(ARGS)
 
 watch: HOST ?= 127.0.0.1
 watch: PORT ?= 8001

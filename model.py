@@ -218,6 +218,10 @@ class GPT(nn.Module):
             for matrix in {self.wte, self.head}:
                 matrix.weight[self.config.vocab_size :] = 0
 
+    def take_over(self, weights: dict[str, Tensor]) -> None:
+        """Starts from the weights of another model of this shape."""
+        self.load_state_dict(weights)
+
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:

@@ -357,9 +357,8 @@ class Trainer:
                 self.publish()
         else:
             state.stale += 1
-        self.log.say(
-            f"step {state.step:>6}  val loss {score.loss:.4f} ± {score.loss_se:.4f}  {score.bpb:.4f} bits per byte{'  best' if better else ''}"
-        )
+        told = f"val loss {score.loss:.4f} ± {score.loss_se:.4f}  {score.bpb:.4f} bits per byte"
+        self.log.say("  ".join(filter(None, [f"step {state.step:>6}", told, score.brief(), "best" if better else ""])))
         if self.config.sample_tokens and self.ranks.first and not self.config.fsdp:
             text = self.task.sample(self.model, self.config.seed)
             self.log.event("sample", step=state.step, text=text)
@@ -389,6 +388,8 @@ class Trainer:
             skipped=not good,
         )
         shown = f"step {state.step}  loss {self.loss:.3f}  rate {factor:.2f}  {speed:,.0f} tok/s  MFU {100 * mfu:.0f} %"
+        if self.last_score:
+            shown = f"{shown}  {self.last_score[1].brief()}".rstrip()
         self.log.advance(100 * self.share() if self.config.time else state.step, run=shown)
 
     # ---- state

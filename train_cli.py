@@ -20,7 +20,19 @@ from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from config import PRESETS, ROOT, MediaModelConfig, ModelConfig, Parser, TrainConfig, UserError, add_flags, seconds, settings, take  # noqa: E402
+from config import (  # noqa: E402
+    PRESETS,
+    ROOT,
+    MediaModelConfig,
+    ModelConfig,
+    Parser,
+    TrainConfig,
+    UserError,
+    add_flags,
+    seconds,
+    settings,
+    take,
+)
 
 EXIT = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = {  # what a resumed run may do otherwise than before
@@ -110,7 +122,7 @@ def train(argv: list[str]) -> int:
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
     import checkpoint
     from train import Trainer, fit, open_files, verify_resume
-    from training import calibrate, plan, runlog
+    from training import calibrate, runlog
     from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
@@ -133,6 +145,8 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
 
             require_one_folder(folder, ranks)
         start = None if saved else start_from(config, ranks)
+        if start:
+            values = started_settings(start, values)
         asked = saved["provenance"]["asked_vocab_size"] if saved else asked_vocab_size(given, values)
         corpus, config = find_corpus(config, given, values, asked, saved or start, say, ranks)
         require_one_text(corpus, ranks)
@@ -141,8 +155,6 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
-        if start:
-            model_config = take(shape_of(values), {**values, **start["config"], "dropout": model_config.dropout})
         told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
         if config.fsdp:
             model = make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
@@ -153,7 +165,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         for line in told.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
-        task = make_task(corpus, config, model.config, ranks, log.folder)
+        task = make_task(corpus, config, model.config, ranks, log.folder if ranks.first else None)
         task.provenance["asked_vocab_size"] = asked
         trainer = Trainer(model, task, config, told, ranks, folder, log, STARTED)
         if config.verify_resume:
@@ -245,7 +257,7 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
         UserError: naming a flag that would make it another run.
     """
     was = {**saved["provenance"]["train_config"], **{k: v for k, v in saved["config"].items() if k != "kind"}}
-    known = {item.name for config in (TrainConfig, ModelConfig) for item in dataclasses.fields(config)}
+    known = {item.name for config in (TrainConfig, MediaModelConfig) for item in dataclasses.fields(config)}
     if unknown := sorted(set(was) - known):
         raise UserError(
             f"this run has settings that this version does not know ({', '.join(unknown)}): resume it with the version that began it, "
@@ -281,29 +293,36 @@ def done_already(config: TrainConfig) -> str:
 
 def shape_of(values: dict[str, Any]) -> type[ModelConfig]:
     """The dataclass of the model's shape: with modalities, that of one that sees or hears."""
-    return MediaModelConfig if values.get("modalities") else ModelConfig
+    if not values.get("modalities"):
+        return ModelConfig
+    import multimodal.fusion  # noqa: F401  such models are known from here on
+
+    return MediaModelConfig
 
 
-def find_media(config: TrainConfig, values: dict[str, Any], wanted: int, before: dict | None, progress: bool):
-    from multimodal.corpus import open_corpus
-    import tokenizer as tokenizers
-
-    ready = tokenizers.from_dict(before["tokenizer"]) if before else None
-    return open_corpus(config, take(MediaModelConfig, {**values, "vocab_size": 0}), wanted, ready, progress)
+def started_settings(start: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that starts from another model: its shape, and what it takes in beside what was asked for."""
+    shape = {name: value for name, value in start["config"].items() if name not in ("kind", "dropout", "modalities")}
+    kinds = [*start["config"].get("modalities", "").split(","), *values.get("modalities", "").split(",")]
+    return {**values, **shape, "modalities": ",".join(dict.fromkeys(filter(None, map(str.strip, kinds))))}
 
 
 def make_plan(model_config: ModelConfig, config: TrainConfig, ranks, corpus):
+    """The plan of a run on a corpus."""
     from training import plan
 
     if not isinstance(model_config, MediaModelConfig):
         return plan.make_plan(model_config, config, ranks, len(corpus.train))
-    return plan.make_plan(model_config, config, ranks, 0, float(corpus.train.rows["places"].mean()), 2.0)
+    from multimodal.run import plan_hints
+
+    return plan.make_plan(model_config, config, ranks, **plan_hints(corpus, model_config))
 
 
-def make_task(corpus, config, model_config, ranks, folder):
-    from training.text import TextTask
-
+def make_task(corpus, config: TrainConfig, model_config: ModelConfig, ranks, folder: Path | None):
+    """What the loop trains on; sheets of examples go to a folder."""
     if not isinstance(model_config, MediaModelConfig):
+        from training.text import TextTask
+
         return TextTask(corpus, config, model_config.block_size, ranks)
     from multimodal.task import MediaTask
 
@@ -320,7 +339,11 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     if (Path(config.data) / "meta.json").exists():
         return open_corpus(Path(config.data)), config
     if values.get("modalities"):
-        return find_media(config, values, wanted, before, progress=config.progress and ranks.first), config
+        from multimodal.run import find_corpus as find_media
+
+        shape = take(MediaModelConfig, {**values, "vocab_size": 0})
+        ready = tokenizers.from_dict(before["tokenizer"]) if before else None
+        return find_media(config, shape, wanted, ready, say, config.progress and ranks.first), config
     source = find_source(config)
     if source.why:
         say(source.why)
@@ -384,9 +407,18 @@ def make_model(model_config: ModelConfig, config: TrainConfig, start: dict | Non
     torch.manual_seed(config.seed)
     model = kind_of(model_config)(model_config)
     if start and "model" in start:
-        model.load_state_dict(start["model"], strict=False)  # encoders may be new
+        model.take_over(start["model"])
+    if config.freeze:
+        freeze(model, config)
     model.checkpoint_activations = config.checkpoint_activations
     return model
+
+
+def freeze(model, config: TrainConfig) -> None:
+    """Leaves the parts that --freeze names as they are."""
+    if not isinstance(model.config, MediaModelConfig):
+        raise UserError(f"freeze is {config.freeze!r}, but a model of text has no parts to freeze: pass --modalities as well, or leave it out.")
+    model.freeze([part.strip() for part in config.freeze.split(",")])
 
 
 def make_shards(model_config: ModelConfig, config: TrainConfig, start: dict | None, ranks, dtype: str, fresh: bool):
@@ -479,10 +511,7 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
             f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
     if isinstance(trainer.model.config, MediaModelConfig):
-        from multimodal.judge import judge_embedded, table
-        model, tokenizer, _ = checkpoint.load_model(folder / checkpoint.BEST)
-        t0 = time.monotonic()
-        print("\n".join(table(judge_embedded(model, tokenizer))), f"{time.monotonic() - t0:.0f} s")
+        show_answers(folder, corpus, logs, {**summary, "entropy": entropy})
     elif not trainer.config.fsdp:
         show_samples(folder, corpus)
     print(
@@ -498,6 +527,16 @@ def write_single_files(folder: Path) -> None:
         consolidate_run(folder)
     except UserError as error:
         print(f"\nnot written: {', '.join(('best_model.pt', 'last.pt'))}. {error}")
+
+
+def show_answers(folder: Path, corpus, logs: Path, summary: dict[str, Any]) -> None:
+    """What the best model answers about pictures and sounds; the figures go into the summary too."""
+    import checkpoint
+    from multimodal.run import report as report_answers
+    from training import runlog
+
+    model, tokenizer, _ = checkpoint.load_model(folder / checkpoint.BEST)
+    runlog.write_summary(logs, {**summary, "answers": report_answers(corpus, model, tokenizer, logs)})
 
 
 def show_samples(folder: Path, corpus) -> None:
@@ -533,7 +572,7 @@ def make_plan_only(argv: list[str]) -> int:
     ranks = distributed.Ranks(0, 1, distributed.pick_device(config.device))
     calibrate.tune_process(ranks.device, config.threads)
     values["vocab_size"] = values.get("vocab_size") or {"char": 128, "byte": 257}.get(config.tokenizer, 50257)
-    model_config = take(ModelConfig, values)
+    model_config = take(shape_of(values), values)
     told = plan.make_plan(model_config, config, ranks)
     rates = {dtype: calibrate.matrix_rate(ranks.device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
     print(f"machine  {calibrate.machine_name()}")
@@ -559,7 +598,7 @@ def list_presets() -> int:
     print(f"{'preset':<16}{'model':<38}{'parameters':>11}{'memory':>10}{'steps':>9}{'time here':>12}")
     for name, preset in PRESETS.items():
         values = {"vocab_size": 128 if preset.get("tokenizer") == "char" else 50257, **preset}
-        model_config, config = take(ModelConfig, values), take(TrainConfig, values)
+        model_config, config = take(shape_of(values), values), take(TrainConfig, values)
         parameters = plan.count_parameters(model_config)
         tokens = config.max_iters * config.batch_size * model_config.block_size
         taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / rate
@@ -594,6 +633,7 @@ def evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     import checkpoint
+    import multimodal.fusion  # noqa: F401  so that such checkpoints are known
     from data import open_corpus, prepare
     from sources import find_source
     from training import calibrate, distributed
@@ -604,6 +644,8 @@ def evaluate(argv: list[str]) -> int:
     model, tokenizer, provenance = checkpoint.load_model(args.checkpoint, ranks.device)
     trained = provenance.get("train_config", {})
     config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})
+    if isinstance(model.config, MediaModelConfig):
+        return evaluate_media(model, tokenizer, config, ranks, provenance)
     if (Path(config.data) / "meta.json").exists():
         corpus = open_corpus(Path(config.data))
         if corpus.tokenizer.to_dict() != tokenizer.to_dict():
@@ -625,6 +667,23 @@ def evaluate(argv: list[str]) -> int:
 
         for line in judge_stories(model, tokenizer, args.stories, args.temperature).lines():
             print(line)
+    return 0
+
+
+def evaluate_media(model, tokenizer, config: TrainConfig, ranks, provenance: dict) -> int:
+    """Scores a model that sees and hears: the loss of its parts, then its answers, with their controls."""
+    from multimodal.run import find_corpus as find_media
+    from multimodal.run import report as report_answers
+    from multimodal.task import MediaTask
+
+    corpus = find_media(config, model.config, 0, tokenizer, print, config.progress)
+    task = MediaTask(corpus, config, model.config.block_size, ranks)
+    score = task.evaluate(model, 0, None)
+    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}:")
+    print(f"{score.loss:.4f} ± {score.loss_se:.4f} nats per token, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte")
+    for name, part in score.parts.items():
+        print(f"  {name:<28}" + "  ".join(f"{key} {value:.4f}" for key, value in part.items()))
+    report_answers(corpus, model, tokenizer, ROOT / config.log_dir / provenance["run"])
     return 0
 
 

@@ -19,7 +19,7 @@ COLOURS = {
     "blue": (40, 80, 215), "purple": (140, 50, 170), "white": (250, 250, 250), "black": (15, 15, 15),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-SIZES = {"small": (0.10, 0.13), "large": (0.17, 0.22)}  # radius, of the picture's side
+SIZES = {"small": (0.12, 0.15), "large": (0.19, 0.23)}  # radius, of the picture's side
 COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
 OPPOSITE = {"left of": "right of", "above": "below"}
 HELD_OUT = frozenset(

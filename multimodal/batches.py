@@ -9,14 +9,17 @@ from torch import Tensor
 
 from data import Batches
 from model import IGNORE
-from multimodal.encoders import SLOTS, sound_slots
-from multimodal.fusion import AUDIO, IMAGE, Batch
+from multimodal.encoders import AUDIO, IMAGE, SLOTS, sound_slots
+from multimodal.fusion import Batch
 from multimodal.shards import Shards
 from multimodal.spectrogram import MELS
 
 PERIOD = 1024  # rows after which the order of the parts repeats
 TURN, ZOOM, SHIFT, LIGHT = 0.15, 0.12, 0.08, 0.25  # of pictures: radians, scale, of the side, brightness and contrast
 TEMPO, PITCH, LOUDNESS, HIDDEN = 0.1, 0.06, 0.1, 6  # of sounds: share of the length, of the bands, log10 / 4, bands or frames
+# Of an answer's words so many are hidden from the model while it goes on with it (word dropout: Bowman et al. 2016, arXiv:1511.06349):
+# else it learns, sooner than to look, which word follows which, and never says what it has not read.
+FORGOTTEN = 0.3
 
 
 class Mixture:
@@ -84,8 +87,9 @@ def interleave(shares: list[float], length: int) -> np.ndarray:
 class Row:
     """A row on its way into a batch: ids with every place of its media, what is learned of them, and how its media are bent."""
 
-    def __init__(self, ids: np.ndarray, learned: np.ndarray, pictures: list, sounds: list):
+    def __init__(self, ids: np.ndarray, learned: np.ndarray, pictures: list, sounds: list, inputs: np.ndarray | None = None):
         self.ids, self.learned, self.pictures, self.sounds = ids, learned, pictures, sounds
+        self.inputs = ids if inputs is None else inputs
         self.places = len(ids) - 1
 
 
@@ -109,7 +113,10 @@ def media_row(shards: Shards, n: int, random: np.random.Generator | None, augmen
     counts[ids == AUDIO] = [sound_slots(length) for length in frames]
     shown = [(picture, None if random is None else random.uniform(-1, 1, 7) * bent) for picture in pictures]
     heard = list(zip(sounds, frames, bends, strict=True))
-    return Row(np.repeat(ids, counts), np.repeat(learned, counts), shown, heard)
+    inputs = ids
+    if random is not None and augment:
+        inputs = np.where(learned & (random.random(len(ids)) < FORGOTTEN * augment), ids[0], ids)
+    return Row(*(np.repeat(part, counts) for part in (ids, learned)), shown, heard, np.repeat(inputs, counts))
 
 
 def collate(rows: list[Row], shards: Shards | None) -> Batch:
@@ -119,17 +126,25 @@ def collate(rows: list[Row], shards: Shards | None) -> Batch:
     targets, weights = torch.full_like(idx, IGNORE), torch.zeros(len(rows), T)
     for n, row in enumerate(rows):
         ids, learned = torch.from_numpy(row.ids.astype(np.int64)), torch.from_numpy(row.learned)
-        idx[n, : row.places] = ids[:-1]
+        idx[n, : row.places] = torch.from_numpy(row.inputs[:-1].astype(np.int64))
         targets[n, : row.places] = torch.where(learned[1:], ids[1:], IGNORE)
         weights[n, : row.places] = learned[1:] / learned[1:].sum()
     pictures = [picture for row in rows for picture in row.pictures]
     sounds = [sound for row in rows for sound in row.sounds]
     spectrograms, frames = hear(shards, sounds)
+    words = {"seen": [shards.seen[number] for number, _ in pictures], "heard": [shards.heard[number] for number, _, _ in sounds]}
     return Batch(
         idx=idx, targets=targets, weights=weights, lengths=torch.tensor([row.places for row in rows]),
         pictures=look(shards, pictures), picture_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.pictures], dtype=torch.int64),
         spectrograms=spectrograms, frames=frames, sound_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.sounds], dtype=torch.int64),
+        **{name: pad(found) for name, found in words.items()},
     )  # fmt: skip
+
+
+def pad(rows: list[np.ndarray]) -> Tensor:
+    """Rows of ids with IGNORE behind the shorter ones: (N, L)."""
+    tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=IGNORE) if rows else torch.empty(0, 0, dtype=torch.int64)
 
 
 def look(shards: Shards | None, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:

@@ -70,7 +70,7 @@ def spoken_questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
     random = np.random.default_rng((seed, 4))
     for scene, question, answer in asked(n, seed + 2, how):
         voice = speech.voice(int(random.integers(2**31)), how.new_voices)
-        spoken = Sound(speech.speak(question.split(), voice, int(random.integers(2**31))))
+        spoken = Sound(speech.speak(question.split(), voice, int(random.integers(2**31))), said=question)
         yield sample("spoken-questions", (picture(scene, how), spoken), answer)
 
 
@@ -106,11 +106,11 @@ PARTS = {
     "captions": Part(captions, 8000, 2, frozenset({"image"})),
     "relations": Part(relations, 8000, 2, frozenset({"image"})),
     "questions": Part(questions, 6000, 1, frozenset({"image"})),
-    "speech": Part(transcripts, 8000, 3, frozenset({"audio"})),
-    "spoken-questions": Part(spoken_questions, 8000, 3, frozenset({"image", "audio"})),
+    "speech": Part(transcripts, 6000, 3, frozenset({"audio"})),
+    "spoken-questions": Part(spoken_questions, 6000, 3, frozenset({"image", "audio"})),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
 }
-STORIES, STORIES_SHARE = "stories", 1.5
+STORIES, STORIES_SHARE = "stories", 1.6
 VALIDATE = 150  # rows of each part, and as many held-out ones
 HELD_OUT = ", held out"  # behind the name of a part
 ERRAND = 100  # rows that a process makes at once

@@ -23,6 +23,7 @@ from multimodal.spectrogram import FRAMES, MELS
 GRID = 8  # places a side after the convolutions
 SLOTS = (GRID // 2) ** 2  # vectors of a picture
 SHRINK = 4  # frames to a vector of a sound
+IMAGE, AUDIO = -1, -2  # ids of the places of pictures and sounds in training
 
 
 def sound_slots(frames: int | Tensor) -> int | Tensor:
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.norm = nn.LayerNorm(width * config.n_embd)
         self.proj = nn.Linear(width * config.n_embd, config.n_embd)
+        self.sharpness, self.doubt = nn.Parameter(torch.tensor(4.0)), nn.Parameter(torch.tensor(3.0))
 
     def reset_parameters(self, std: float) -> None:
         """Blocks begin as the identity; what comes out is as large as the embedding of a word, `std`."""
@@ -63,6 +65,23 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
 
+    def words(self, vectors: Tensor, embeddings: Tensor) -> Tensor:
+        """How well each vector fits each word: (N, T, C) and embeddings (V, C) to logits (N, T, V)."""
+        return self.sharpness * (vectors @ embeddings.T.to(vectors.dtype)) - self.doubt
+
+
+class Conv(nn.Module):
+    """A convolution that looks at 3 × 3 places, brought to an even level, bent."""
+
+    def __init__(self, a: int, b: int, stride: int):
+        super().__init__()
+        self.conv = nn.Conv2d(a, b, 3, stride, padding=1, bias=False)
+        self.norm = nn.GroupNorm(1, b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.conv(x)))
+
+
 class ImageEncoder(Encoder):
     """Pictures (N, S, S, 3) uint8 to (N, SLOTS, C)."""
 
@@ -70,7 +89,7 @@ class ImageEncoder(Encoder):
         super().__init__(config, 4, GRID * GRID)
         C, count = config.n_embd, int(math.log2(config.image_size / GRID))
         widths = [3, *(C // 4 + C // 2 * n // max(1, count - 1) for n in range(count - 1)), 3 * C // 4]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
+        self.convs = nn.ModuleList(conv for a, b in itertools.pairwise(widths) for conv in (Conv(a, b, 2), Conv(b, b, 1)))
         self.widen = nn.Linear(widths[-1], C)
         self.places = nn.Parameter(torch.empty(GRID * GRID, C))
         self.reset_parameters(config.embedding_std)
@@ -82,7 +101,7 @@ class ImageEncoder(Encoder):
     def forward(self, pictures: Tensor) -> Tensor:
         x = (pictures.to(self.places.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # (N, 3, S, S)
         for conv in self.convs:
-            x = F.gelu(conv(x))
+            x = conv(x)  # half the side at every second
         x = self.widen(x.flatten(2).mT) + self.places  # (N, GRID * GRID, C)
         still = torch.ones_like(self.cos), torch.zeros_like(self.sin)  # places are learned: nothing is turned
         for block in self.blocks:
@@ -98,6 +117,7 @@ class AudioEncoder(Encoder):
         super().__init__(config, 1, sound_slots(math.ceil(config.audio_seconds * FRAMES)))
         C = config.n_embd
         self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 1), (C, 2), (C, 2)))
+        self.blank = nn.Linear(C, 1)
         self.reset_parameters(config.embedding_std)
 
     def forward(self, spectrograms: Tensor, frames: Tensor) -> Tensor:
@@ -113,6 +133,18 @@ class AudioEncoder(Encoder):
         for block in self.blocks:
             x = block(x, rotary, own[:, None, None])
         return self.proj(self.norm(x))
+
+
+def flops_per_vector(config: MediaModelConfig, place: int) -> float:
+    """Arithmetic of training for each vector that an encoder makes, as `model.flops_per_token` counts it: of a picture for IMAGE, of a
+    sound for AUDIO. Attention is left out: its rows are short."""
+    C = config.n_embd
+    block = 4 * C * C + 3 * C * ModelConfig(architecture="modern", n_head=config.n_head, n_embd=C).n_inner
+    if place == AUDIO:
+        convs = 3 * C * (SHRINK * MELS + SHRINK // 2 * C + C)
+        return 6 * (convs + config.encoder_layers * block + C * C)
+    convs = 9 * (C // 4) * (3 + C // 4) * (config.image_size / 2) ** 2 + 9 * (3 * C // 4) * C * GRID * GRID  # the first and the last
+    return 6 * (convs / SLOTS + GRID * GRID / SLOTS * (config.encoder_layers * block + C * C) + 4 * C * C)
 
 
 def inside(lengths: Tensor, places: int) -> Tensor:

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from config import MediaModelConfig
-from model import GPT, IGNORE, MODELS, HeadLoss, KVCache
-from multimodal.encoders import SLOTS, AudioEncoder, ImageEncoder, sound_slots
+from config import MediaModelConfig, UserError
+from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
+from multimodal.encoders import AUDIO, IMAGE, SLOTS, AudioEncoder, ImageEncoder, inside, sound_slots
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
-IMAGE, AUDIO = -1, -2  # ids of the places of pictures and sounds in training
+ALIKE = float(__import__('os').environ.get('ALIKE','0.3'))  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Batch:
         lengths: (B,) tokens of each row; what is behind them is padding.
         pictures: (N, S, S, 3) uint8, and `picture_rows` (N,) the rows that they stand in, in order.
         spectrograms: (M, F, MELS), `frames` (M,) of each, and `sound_rows` (M,).
+        seen: (N, L) ids of the words of each picture, IGNORE behind them; none where nobody knows them. `heard` (M, L) of each sound.
     """
 
     idx: Tensor
@@ -44,6 +46,8 @@ class Batch:
     spectrograms: Tensor
     frames: Tensor
     sound_rows: Tensor
+    seen: Tensor
+    heard: Tensor
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -52,14 +56,14 @@ class Batch:
         """Some rows, no longer than the longest of them."""
         lengths = self.lengths[rows]
         T, start, stop = int(lengths.max()), *rows.indices(len(self))[:2]
-        seen = (self.picture_rows >= start) & (self.picture_rows < stop)
-        heard = (self.sound_rows >= start) & (self.sound_rows < stop)
-        frames = self.frames[heard]
-        F = int(frames.max()) if len(frames) else 0
+        shown = (self.picture_rows >= start) & (self.picture_rows < stop)
+        said = (self.sound_rows >= start) & (self.sound_rows < stop)
+        frames = self.frames[said]
+        most = int(frames.max()) if len(frames) else 0
         return Batch(
             self.idx[rows, :T], self.targets[rows, :T], self.weights[rows, :T], lengths,
-            self.pictures[seen], self.picture_rows[seen] - start,
-            self.spectrograms[heard, :F], frames, self.sound_rows[heard] - start,
+            self.pictures[shown], self.picture_rows[shown] - start,
+            self.spectrograms[said, :most], frames, self.sound_rows[said] - start, self.seen[shown], self.heard[said],
         )  # fmt: skip
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
@@ -76,42 +80,85 @@ class MultimodalGPT(GPT):
         self.image = ImageEncoder(config) if "image" in config.kinds else None
         self.audio = AudioEncoder(config) if "audio" in config.kinds else None
 
+    def take_over(self, weights: dict[str, Tensor]) -> None:
+        """Starts from the weights of another model. An encoder that it does not bring begins with vectors as large as its words."""
+        fresh = [kind for kind in self.config.kinds if not any(name.startswith(f"{kind}.") for name in weights)]
+        own = {name: weight for name, weight in self.state_dict().items() if name.split(".")[0] in fresh}
+        super().take_over({**own, **weights})
+        for kind in fresh:
+            getattr(self, kind).reset_parameters(float(self.wte.weight[: self.config.vocab_size].std()))
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Leaves some parts as they are in training: `image`, `audio`, or `gpt`, which is all the rest.
+
+        Raises:
+            UserError: for a part that this model does not have, or when nothing is left to train.
+        """
+        for part in parts:
+            if part not in ("gpt", *self.config.kinds):
+                raise UserError(f"freeze names {part!r}; this model has {', '.join(('gpt', *self.config.kinds))}.")
+        for name, weight in self.named_parameters():
+            part = name.split(".")[0]
+            weight.requires_grad_((part if part in ("image", "audio") else "gpt") not in parts)
+        if not any(weight.requires_grad for weight in self.parameters()):
+            raise UserError(f"freeze is {','.join(parts)!r}, which leaves nothing to train: leave one out.")
+
     def forward(
         self, idx: Tensor | Batch, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """The loss of a batch in nats: each row's own, weighted, and of those the mean. Other calls are `GPT.forward`."""
+        """The loss of a batch in nats: each row's own, weighted, and of those the mean; and how ill what is seen and heard fits its
+        words. With the reduction `none`, of each of its n targets the loss, and whether it was the likeliest token: (2, n). Other
+        calls are `GPT.forward`."""
         if not isinstance(idx, Batch):
             return super().forward(idx, targets, cache, reduction)
-        x, targets, weights = self.scored(idx)
-        return HeadLoss.apply(x, self.head.weight, targets, weights / len(idx), self.config.vocab_size)
+        batch = idx
+        seen = self.image(batch.pictures) if len(batch.pictures) else None  # (N, SLOTS, C)
+        heard = self.audio(batch.spectrograms, batch.frames) if len(batch.frames) else None  # (M, F / SHRINK, C)
+        x = self.hidden(batch.idx, x=self.read(batch, seen, heard))  # (B, T, C)
+        asked = batch.targets != IGNORE
+        x, targets, weights = x[asked], batch.targets[asked], batch.weights[asked]  # (n, C), (n,), (n,)
+        if reduction == "none":
+            return torch.stack((token_losses(x, self.head.weight[: self.config.vocab_size], targets), self.logits(x).argmax(-1) == targets))
+        loss = HeadLoss.apply(x, self.head.weight, targets, weights / len(batch), self.config.vocab_size)
+        if seen is not None:
+            loss = loss + ALIKE * self.missed(batch, seen).sum() / len(batch)
+        if heard is not None:
+            loss = loss + ALIKE * self.misheard(batch, heard).sum() / len(batch)
+        return loss
 
-    def scored(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Where something is to be predicted: the residual stream (n, C), targets (n,), weights (n,)."""
-        x = self.hidden(batch.idx, x=self.read(batch))  # (B, T, C)
-        places = batch.targets != IGNORE
-        return x[places], batch.targets[places], batch.weights[places]
+    def missed(self, batch: Batch, seen: Tensor) -> Tensor:
+        """The loss of each picture whose words are known, in nats, (N,): its vectors, on the whole, should be like the embeddings of these
+        words, and not like those of the batch's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
+        known = batch.seen != IGNORE  # (N, L)
+        told = batch.seen[known].unique()  # (W,)
+        fits = self.image.words(seen.mean(1), self.wte(told)).float()  # (N, W)
+        there = (batch.seen[..., None] == told).any(1).float()  # (N, W)
+        return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * known.any(1)
 
-    def read(self, batch: Batch) -> Tensor:
-        """The embeddings of a batch's rows, (B, T, C)."""
-        seen = self.look(batch.pictures).flatten(0, 1) if len(batch.pictures) else None
-        heard = self.listen(batch.spectrograms, batch.frames) if len(batch.frames) else None
+    def misheard(self, batch: Batch, heard: Tensor) -> Tensor:
+        """The loss of each sound whose words are known, in nats a word, (M,): its vectors, one after the other, should be like the
+        embeddings of these words in their order, with anything between them (CTC, Graves et al. 2006; beside a decoder's own loss:
+        Kim et al. 2017, arXiv:1609.06773). Ears that learn from answers alone take several times as long."""
+        fits = self.audio.words(heard, self.wte.weight[: self.config.vocab_size])  # (M, T, V)
+        fits = torch.cat((fits, self.audio.blank(heard)), dim=-1).float().log_softmax(-1).transpose(0, 1)  # (T, M, V + 1)
+        lengths = (batch.heard != IGNORE).sum(1)
+        words, places = batch.heard.clamp(min=0), sound_slots(batch.frames)
+        losses = F.ctc_loss(fits, words, places, lengths, blank=self.config.vocab_size, reduction="none", zero_infinity=True)
+        return losses * (lengths > 0) / lengths.clamp(min=1)
+
+    def read(self, batch: Batch, seen: Tensor | None, heard: Tensor | None) -> Tensor:
+        """The embeddings of a batch's rows, (B, T, C): of its words, and what the encoders made of its pictures (N, SLOTS, C) and of
+        its sounds (M, F / SHRINK, C)."""
+        seen = None if seen is None else seen.flatten(0, 1)
+        heard = None if heard is None else own(heard, batch.frames)
         x = self.wte(batch.idx.clamp(min=0))
         for encoder, place, found in ((self.image, IMAGE, seen), (self.audio, AUDIO, heard)):
             if found is not None:
                 x = put(x, batch.idx == place, found)
             elif encoder is not None and self.training and torch.distributed.is_initialized():
-                x = x + 0 * sum(weight.sum() for weight in encoder.parameters())  # other ranks' gradients wait for ours
+                learned = [weight.sum() for weight in encoder.parameters() if weight.requires_grad]
+                x = x + 0 * sum(learned)  # other ranks' gradients wait for ours
         return x
-
-    def look(self, pictures: Tensor) -> Tensor:
-        """(N, S, S, 3) to (N, SLOTS, C)."""
-        return self.image(pictures)
-
-    def listen(self, spectrograms: Tensor, frames: Tensor) -> Tensor:
-        """(M, F, MELS) to the vectors of all, one after the other, (n, C)."""
-        heard = self.audio(spectrograms, frames)  # (M, F / SHRINK, C)
-        own = torch.arange(heard.size(1), device=heard.device) < sound_slots(frames)[:, None]
-        return heard[own]
 
     # ---- for the engine
 
@@ -129,15 +176,20 @@ class MultimodalGPT(GPT):
         found = []
         for each in media:
             if isinstance(each, Picture):
-                found.append(self.look(torch.from_numpy(each.pixels)[None].to(weight.device))[0])
+                found.append(self.image(torch.from_numpy(each.pixels)[None].to(weight.device))[0])
             else:
                 mel = log_mel(torch.from_numpy(each.wave), self.config.audio_rate).to(weight.device)
-                found.append(self.listen(mel[None], torch.tensor([len(mel)], device=weight.device)))
+                found.append(self.audio(mel[None], torch.tensor([len(mel)], device=weight.device))[0])
         return torch.cat(found).to(weight.dtype)
 
     def fuse(self, idx: Tensor, vectors: Tensor) -> Tensor:
         """Embeddings of ids (B, T), those of the negative ones taken from `vectors` (n, C) in order: (B, T, C)."""
         return put(self.wte(idx.clamp(min=0)), idx < 0, vectors)
+
+
+def own(heard: Tensor, frames: Tensor) -> Tensor:
+    """The vectors of all sounds, one after the other, without padding: (M, F / SHRINK, C) to (n, C)."""
+    return heard[inside(sound_slots(frames), heard.size(1))]
 
 
 def put(x: Tensor, places: Tensor, vectors: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
+from config import MediaModelConfig
 from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Piece, Request, Settings
@@ -44,6 +45,26 @@ class Verdict:
     floor: float
 
 
+@dataclass(frozen=True)
+class Example:
+    """One row, what the model says to it, and what it should."""
+
+    part: str
+    sample: Sample
+    answer: str
+    truth: str
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.truth
+
+    @property
+    def asked(self) -> str:
+        """The question as text, pictures and sounds in brackets."""
+        names = {Picture: "[picture]", Sound: "[sound]"}
+        return " ".join(names.get(type(part), part) for turn in self.sample.turns[:-1] for part in turn.parts)
+
+
 def answers(model: nn.Module, tokenizer: Tokenizer, samples: Iterable[Sample]) -> list[str]:
     """The likeliest answer to each sample's last question, token by token, as the server would give it."""
     chat = Chat(tokenizer, documents=True, places=model.places)
@@ -65,12 +86,12 @@ def truth(sample: Sample) -> str:
     return "".join(part for part in sample.turns[-1].parts if isinstance(part, str)).strip()
 
 
-def judge(model: nn.Module, tokenizer: Tokenizer, part: str, samples: Sequence[Sample]) -> Verdict:
-    """One part's figures, with their controls."""
+def judge(model: nn.Module, tokenizer: Tokenizer, part: str, samples: Sequence[Sample]) -> tuple[Verdict, list[Example]]:
+    """One part's figures, with their controls, and what was answered."""
     truths = list(map(truth, samples))
     told = [answers(model, tokenizer, rows) for rows in (samples, list(map(blank, samples)), shuffled(samples))]
     exact, empty, other = (share(given, truths) for given in told)
-    return Verdict(
+    verdict = Verdict(
         part=part,
         count=len(samples),
         exact=exact,
@@ -80,6 +101,12 @@ def judge(model: nn.Module, tokenizer: Tokenizer, part: str, samples: Sequence[S
         shuffled=other,
         floor=Counter(truths).most_common(1)[0][1] / len(truths),
     )
+    return verdict, [Example(part, *each) for each in zip(samples, told[0], truths, strict=True)]
+
+
+def figures(verdict: Verdict) -> dict[str, float]:
+    """A verdict for a file."""
+    return {name: value for name, value in asdict(verdict).items() if name != "part"}
 
 
 def share(given: Sequence[str], truths: Sequence[str]) -> float:
@@ -90,26 +117,6 @@ def error_rate(given: Sequence[Sequence], truths: Sequence[Sequence]) -> float:
     """Insertions, deletions and substitutions, of the length of the truth."""
     wrong = sum(Levenshtein.distance(a, b) for a, b in zip(given, truths, strict=True))
     return wrong / max(1, sum(map(len, truths)))
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row, what the model says to it, and what it should."""
-
-    part: str
-    sample: Sample
-    answer: str
-    truth: str
-
-    @property
-    def right(self) -> bool:
-        return self.answer == self.truth
-
-    @property
-    def asked(self) -> str:
-        """The question as text, pictures and sounds in brackets."""
-        names = {Picture: "[picture]", Sound: "[sound]"}
-        return " ".join(names.get(type(part), part) for turn in self.sample.turns[:-1] for part in turn.parts)
 
 
 def examples(model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Example]:
@@ -142,7 +149,7 @@ def shuffled(samples: Sequence[Sample]) -> list[Sample]:
 
         def lend(part, lent=lent):
             kind = type(part)
-            return lent[kind].pop(0) if kind in lent and lent[kind] else part
+            return lent[kind].pop(0) if lent.get(kind) else part
 
         found.append(changed(sample, lend))
     return found
@@ -159,6 +166,7 @@ def media(sample: Sample) -> list[Picture | Sound]:
 
 # ---- the embedded parts
 
+FRESH = 2 * 10**6  # seed of rows that are neither trained nor validated on
 TASKS = {  # what is judged, on rows that training never met: the part, whether with new pairs, whether with new voices
     "captions, seen pairs": ("captions", False, False),
     "captions, held-out pairs": ("captions", True, False),
@@ -170,15 +178,13 @@ TASKS = {  # what is judged, on rows that training never met: the part, whether 
 }
 
 
-def judge_embedded(model: nn.Module, tokenizer: Tokenizer, count: int = 200) -> list[Verdict]:
-    """Every embedded part that the model takes in, on fresh rows."""
-    verdicts = []
-    for name, (part, *held_out) in TASKS.items():
-        made = embedded.PARTS[part]
-        if made.needs <= set(model.config.kinds):
-            how = embedded.Setting(model.config.image_size, *held_out)
-            verdicts.append(judge(model, tokenizer, name, list(made.make(count, 2 * 10**6, how))))
-    return verdicts
+def embedded_rows(parts: Iterable[str], config: MediaModelConfig, count: int) -> dict[str, list[Sample]]:
+    """Fresh rows of some embedded parts, by the task that they are for."""
+    return {
+        name: list(embedded.PARTS[part].make(count, FRESH, embedded.Setting(config.image_size, *held_out)))
+        for name, (part, *held_out) in TASKS.items()
+        if part in parts
+    }
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:

@@ -24,9 +24,11 @@ class Sound:
 
     Attributes:
         wave: (n,) float32 at audio_rate, one channel, within -1 to 1.
+        said: the words in it, where they are known and not the answer that it is asked for.
     """
 
     wave: np.ndarray
+    said: str = ""
 
 
 Part = str | Picture | Sound

@@ -2,7 +2,7 @@
 
 Of each split there are, whatever the tokenizer,
 
-    outlines.jsonl  a line for each row: who says what, with IMAGE and AUDIO where a picture or a sound stands
+    outlines.jsonl  a line for each row: who says what, with IMAGE and AUDIO where a picture or a sound stands, and the words of each
     pictures.bin    (N, S, S, 3) uint8
     frames.bin      spectrograms, (frames, MELS) float16, and in sounds.npy where each begins
     waves.bin       of the validation rows only, to ask the model about: 16 bits a sample, and in waves.npy where each begins
@@ -11,6 +11,7 @@ and for each tokenizer and block a folder with
 
     rows.npy        one record a row: where its ids, its pictures and its sounds begin, and to which part of the data it belongs
     ids.bin         token ids, IMAGE and AUDIO once for each picture and sound
+    seen.bin        token ids of the words of each picture, and in seen.npy where each begins; in heard.bin and heard.npy of each sound
     learned.bin     which of them the model is to say
 """
 
@@ -32,20 +33,20 @@ from tqdm import tqdm
 
 from config import DATA, MediaModelConfig, UserError
 from inference.dialogue import ANSWER, NAMES
-from multimodal.encoders import SLOTS, sound_slots
-from multimodal.fusion import AUDIO, IMAGE
+from multimodal.embedded import DESCRIBE, TRANSCRIBE
+from multimodal.encoders import AUDIO, IMAGE, SLOTS, sound_slots
 from multimodal.samples import Part, Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
 from tokenizer import Tokenizer, fingerprint
 
-FORMAT = 2
+FORMAT = 4
 LOUDEST = 2**15 - 1  # of 16 bits
 ROW = np.dtype([
     ("ids", "i8"), ("length", "i4"), ("places", "i4"),  # `places`: of the row, once pictures and sounds have all of theirs
     ("picture", "i8"), ("pictures", "i4"), ("sound", "i8"), ("sounds", "i4"), ("part", "i4"),
 ])  # fmt: skip
-Outline = dict  # a sample as JSON: {"part", "turns": [[role, [text, IMAGE or AUDIO, ...]], ...], "text"}
+Outline = dict  # a sample as JSON: {"part", "turns": [[role, [text, IMAGE or AUDIO, ...]], ...], "text", "seen": [words], "heard": [words]}
 
 
 class Media:
@@ -119,6 +120,7 @@ class Shards:
         self.parts, self.skipped = meta["parts"], meta["skipped"]
         self.rows = np.load(folder / "rows.npy")
         self.ids, self.learned = mapped(folder / "ids.bin", "int32"), mapped(folder / "learned.bin", "bool")
+        self.seen, self.heard = Words(folder, "seen"), Words(folder, "heard")
 
     def row(self, n: int) -> tuple[np.ndarray, np.ndarray, range, range]:
         """Ids, whether each is learned, and the numbers of the pictures and of the sounds that stand in them."""
@@ -126,6 +128,21 @@ class Shards:
         span = slice(row["ids"], row["ids"] + row["length"])
         pictures, sounds = (range(row[name], row[name] + row[f"{name}s"]) for name in ("picture", "sound"))
         return self.ids[span], self.learned[span], pictures, sounds
+
+
+class Words:
+    """The ids of the words of every picture, or of every sound; none where they are not known."""
+
+    def __init__(self, folder: Path, name: str):
+        self.ids, self.starts = mapped(folder / f"{name}.bin", "int32"), np.load(folder / f"{name}.npy")
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return self.ids[self.starts[n] : self.starts[n + 1]]
+
+    @staticmethod
+    def write(folder: Path, name: str, found: list[list[int]]) -> None:
+        np.array(list(itertools.chain.from_iterable(found)), dtype=np.int32).tofile(folder / f"{name}.bin")
+        np.save(folder / f"{name}.npy", np.cumsum([0, *map(len, found)]))
 
 
 def mapped(path: Path, dtype: str) -> np.ndarray:
@@ -143,7 +160,17 @@ def outline(sample: Sample) -> Outline:
         return part if isinstance(part, str) else IMAGE if isinstance(part, Picture) else AUDIO
 
     turns = [[turn.role, [told(part) for part in turn.parts]] for turn in sample.turns]
-    return {"part": sample.source, "turns": turns, "text": sample.text}
+    return {"part": sample.source, "turns": turns, "text": sample.text, "seen": words_of(sample, Picture, DESCRIBE), "heard": words_of(sample, Sound, TRANSCRIBE)}
+
+
+def words_of(sample: Sample, kind: type, errand: str) -> list[str]:
+    """The words of each picture or sound (`kind`): what a row says that it holds, or the answer to who asks for that (`errand`)."""
+    found = []
+    for turn, following in itertools.zip_longest(sample.turns, sample.turns[1:]):
+        asked = turn.role == "user" and len(turn.parts) == 2 and turn.parts[1] == errand and following
+        answer = "".join(following.parts) if asked else ""
+        found += [getattr(part, "said", "") or answer for part in turn.parts if isinstance(part, kind)]
+    return found
 
 
 def encode(outline: Outline, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -269,7 +296,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
     def fill(work: Path) -> None:
         work.mkdir(parents=True)
         parts: dict[str, int] = {}
-        rows, skipped = [], Skipped()
+        rows, words, skipped = [], {"seen": [], "heard": []}, Skipped()
         start = picture = sound = 0
         with open(work / "ids.bin", "wb") as ids_file, open(work / "learned.bin", "wb") as learned_file:
             for each in media.outlines():
@@ -277,6 +304,8 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
                 pictures, sounds = ids.count(IMAGE), ids.count(AUDIO)
                 frames = np.diff(media.sounds[sound : sound + sounds + 1])
                 places = len(ids) - pictures - sounds + SLOTS * pictures + int(sound_slots(frames).sum())
+                for name, found in words.items():
+                    found += [tokenizer.encode(f" {told}").tolist() if told else [] for told in each[name]]
                 if places <= block_size + 1:
                     part = parts.setdefault(each["part"], len(parts))
                     rows.append((start, len(ids), places, picture, pictures, sound, sounds, part))
@@ -286,7 +315,11 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
                 else:
                     skipped.add(f"rows longer than the block_size of {block_size}", f"{places} tokens in {each['part']}")
                 picture, sound = picture + pictures, sound + sounds
+        if not rows:
+            raise UserError(f"no row is left: {skipped.lines()[0]}. Pass a larger --block_size.")
         np.save(work / "rows.npy", np.array(rows, dtype=ROW))
+        for name, found in words.items():
+            Words.write(work, name, found)
         (work / "meta.json").write_text(json.dumps({"parts": list(parts), "skipped": skipped.lines()}))
 
     appear(target, fill)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from config import TrainConfig
 from data import Batches
-from model import token_losses
+from model import IGNORE
 from multimodal import judge, sheet
 from multimodal.batches import Mixture, collate, media_row
 from multimodal.corpus import MediaCorpus, is_held_out
@@ -105,13 +105,12 @@ class MediaTask:
     def score_rows(self, model: nn.Module, group: np.ndarray) -> list[Counts]:
         shards = self.corpus.val
         batch = collate([media_row(shards, int(n), None, 0, self.block_size) for n in group], shards).to(self.ranks.device)
-        x, targets, weights = model.scored(batch)
-        row_of = (batch.weights > 0).nonzero()[:, 0]  # (n,)
-        nats = token_losses(x, model.head.weight[: model.config.vocab_size], targets)
-        right = model.logits(x).argmax(-1) == targets
-        n_bytes = self.lengths.to(x.device)[targets]
-        sums = torch.zeros(4, len(group), dtype=torch.float64, device=x.device)
-        for line, values in zip(sums, (nats, right, torch.ones_like(weights), n_bytes), strict=True):
+        nats, right = model(batch, reduction="none")  # (n,) each
+        asked = batch.targets != IGNORE
+        row_of, targets = asked.nonzero()[:, 0], batch.targets[asked]  # (n,) each
+        n_bytes = self.lengths.to(targets.device)[targets]
+        sums = torch.zeros(4, len(group), dtype=torch.float64, device=targets.device)
+        for line, values in zip(sums, (nats, right, torch.ones_like(nats), n_bytes), strict=True):
             line.index_add_(0, row_of, values.double())
         parts = shards.rows["part"][group].tolist()
         return [(part, *row) for part, row in zip(parts, sums.T.tolist(), strict=True)]

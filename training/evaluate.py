@@ -32,6 +32,10 @@ class Score:
     tokens: int
     bytes: int
 
+    def brief(self) -> str:
+        """What a progress bar says of it beside the loss."""
+        return ""
+
 
 @torch.no_grad()
 def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, limit: int = 0, autocast=None) -> Score:

@@ -459,7 +459,7 @@ def write_folder(path: Path | str, out: Path) -> str:
     """
     from safetensors.torch import save_file
 
-    model, tokenizer, provenance = checkpoint.load_model(path)
+    model, tokenizer, provenance = load_text_model(path)
     with new_folder(out) as folder:
         save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(their_config(model.config, tokenizer.eot), indent=2))
@@ -480,6 +480,21 @@ def write_folder(path: Path | str, out: Path) -> str:
         )
         (folder / "README.md").write_text(card(model, provenance))
         return compare_logits(model, folder)
+
+
+def load_text_model(path: Path | str) -> tuple[GPT, Tokenizer, dict]:
+    """What `checkpoint.load_model` gives, of a model that other programs know.
+
+    Raises:
+        UserError: for a model that sees or hears.
+    """
+    content = checkpoint.load(checkpoint.resolve(path))
+    if content["config"]["kind"] != GPT.kind:
+        raise UserError(
+            f"{path} holds a model that takes {content['config'].get('modalities', 'more than text')}: no other program knows its encoders. "
+            "Export a model of text, or serve this one with make serve."
+        )
+    return checkpoint.load_model(path)
 
 
 def compare_logits(model: GPT, folder: Path) -> str:

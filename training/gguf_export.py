@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import checkpoint
 import tokenizer as tokenizers
 from config import ModelConfig, UserError
 from inference.sampling import start_ids
 from model import GPT
 from tokenizer import EOT, CharTokenizer, Tokenizer
-from training.export import new_folder, parts, spelling
+from training.export import load_text_model, new_folder, parts, spelling
 from training.llama_peer import Answer, NoAnswer, ask
 from training.ollama import modelfile
 
@@ -48,7 +47,7 @@ def write_folder(path: Path | str, out: Path, kind: str = "f32") -> list[str]:
     """
     if out.suffix == ".gguf":
         raise UserError(f"out is {out}, but a folder is made, for {FILE} and a Modelfile: pass --out {out.with_suffix('')}.")
-    model, tokenizer, provenance = checkpoint.load_model(path)
+    model, tokenizer, provenance = load_text_model(path)
     documents = bool(provenance.get("documents"))
     names = {"name": provenance["run"], "chat_template": provenance.get("chat_template", "")}
     with new_folder(out) as folder:

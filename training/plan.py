@@ -79,7 +79,7 @@ def make_plan(
     optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
     share_of_rank = config.batch_size // ranks.world
     micro = config.micro_batch_size or choose_micro_batch(
-        model_config, config, parameters, dtype, share_of_rank, device, ranks.world
+        model_config, config, parameters, dtype, share_of_rank, device, ranks.world, row_tokens
     )
     if share_of_rank % micro:
         raise UserError(
@@ -139,8 +139,9 @@ def seconds_per_token(config: ModelConfig, probed: bool, device: torch.device, d
 
 
 def choose_micro_batch(
-    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1
-) -> int:
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1,
+    row_tokens: float = 0,
+) -> int:  # fmt: skip
     """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained;
     on a GPU what four fifths of the free memory hold."""
     free = calibrate.free_memory(device)
@@ -148,7 +149,7 @@ def choose_micro_batch(
         micro
         for micro in range(1, share + 1)
         if share % micro == 0
-        and (device.type != "cpu" or micro * config.block_size <= 2048)
+        and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
         and memory(config, train, parameters, dtype, micro, "adamw", world) < 0.8 * free
     ]
     return max(fits, default=1)

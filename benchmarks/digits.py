@@ -1,0 +1,132 @@
+"""Real recordings and photographs of digits: how well a model trained on them for minutes names those it never met.
+
+    python -m benchmarks.digits [--spoken FOLDER] [--signs FOLDER] [--time 10m] [--fold_time 3m] [--only spoken,folds,signs]
+
+FOLDERs are by default those under LLM_TEST_DATA. `spoken` holds out the recordings numbered 5 to 9 of every speaker and digit, `folds`
+one speaker after the other, `signs` a block of file numbers (neighbours are one signer's). Each is one call of `train_cli.py` on rows
+written for it, judged by generation: an answer counts when it is the word. Beside it stand floors on the same split: the nearest
+neighbour and ridge regression, on 40 log-mels or on pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import child, finish, need_path, table
+from config import MediaModelConfig
+from multimodal.decode import read_picture, read_sound
+from multimodal.spectrogram import log_mel
+
+WORDS = "zero one two three four five six seven eight nine".split()
+SHAPE = {"architecture": "modern", "modalities": "image,audio", "n_head": 4, "n_embd": 128}
+FRAMES = 40  # that a spectrogram is stretched to, for the floors
+HELD_OUT_SIGNS = 0.2  # of the file numbers, the last ones
+Example = tuple[Path, str]  # a file and the word that it shows or says
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = os.environ.get("LLM_TEST_DATA", "")
+    parser.add_argument("--spoken", default=f"{data}/spoken-digits" if data else "", help="{digit}_{speaker}_{number}.wav")
+    parser.add_argument("--signs", default=f"{data}/sign-digits" if data else "", help="{digit}/IMG_{number}.JPG")
+    parser.add_argument("--time", default="10m")
+    parser.add_argument("--fold_time", default="3m", help="of each of the folds")
+    parser.add_argument("--only", default="spoken,signs,folds")
+    args = parser.parse_args()
+    tasks: dict[str, list[tuple[str, str, list[Example], list[Example]]]] = {}
+    if "spoken" in args.only or "folds" in args.only:
+        recordings = spoken(need_path(args.spoken, "--spoken", "the spoken digits"))
+        tasks["spoken"] = [("audio", args.time, *parted(recordings, lambda file: 5 <= int(file.stem.split("_")[2]) <= 9))]
+        speakers = sorted({file.stem.split("_")[1] for file, _ in recordings})
+        tasks["folds"] = [
+            ("audio", args.fold_time, *parted(recordings, lambda file, who=who: file.stem.split("_")[1] == who)) for who in speakers
+        ]
+    if "signs" in args.only:
+        photographs = signs(need_path(args.signs, "--signs", "the sign digits"))
+        tasks["signs"] = [("image", args.time, *parted(photographs, last_block(photographs)))]
+    rows, found = [], {}
+    for name in args.only.split(","):
+        runs = [one(*task) for task in tasks[name]]
+        found[name] = runs
+        means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+        shares = [f"{100 * means[key]:.1f} %" for key in ("exact", "blank", "shuffled", "nearest", "ridge")]
+        rows.append([name, *shares, f"{means['train']:.0f} / {means['test']:.0f}", f"{means['seconds']:.0f} s"])
+    table(["real digits", "exact", "blank", "shuffled", "nearest neighbour", "ridge", "rows", "time"], rows)
+    finish("digits", **found)
+
+
+def spoken(folder: Path) -> list[Example]:
+    return [(file, WORDS[int(file.name[0])]) for file in sorted(folder.glob("*.wav"))]
+
+
+def signs(folder: Path) -> list[Example]:
+    return [(file, WORDS[int(file.parent.name)]) for file in sorted(folder.glob("*/*.JPG"), key=number)]
+
+
+def number(file: Path) -> int:
+    return int(re.sub(r"\D", "", file.stem))
+
+
+def last_block(examples: list[Example]) -> Callable[[Path], bool]:
+    numbers = sorted(number(file) for file, _ in examples)
+    first = numbers[round((1 - HELD_OUT_SIGNS) * len(numbers))]
+    return lambda file: number(file) >= first
+
+
+def parted(examples: list[Example], held_out: Callable[[Path], bool]) -> tuple[list[Example], list[Example]]:
+    return [each for each in examples if not held_out(each[0])], [each for each in examples if held_out(each[0])]
+
+
+def one(kind: str, time: str, train: list[Example], test: list[Example]) -> dict[str, float]:
+    """A run on some examples, and the floors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "data").mkdir()
+        for split, examples in (("train", train), ("valid", test)):
+            lines = [json.dumps({kind: str(file.resolve()), "text": word}) for file, word in examples]
+            (folder / f"data/{split}.jsonl").write_text("\n".join(lines))
+        flags = ["--preset", "multimodal", "--modalities", kind, "--data", str(folder / "data"), "--time", time, "--run", "bench"]
+        os.environ["LLM_DATA_DIR"] = str(folder / "cache")
+        ran = child(["train_cli.py", *flags, "--no-progress", "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l")])
+        answers = json.loads((folder / "l/bench/summary.json").read_text())["answers"]
+    [answer] = answers.values()
+    return {
+        **{name: answer[name] for name in ("exact", "blank", "shuffled")}, **floors(kind, train, test),
+        "train": len(train), "test": len(test), "seconds": ran["seconds"],
+    }  # fmt: skip
+
+
+def floors(kind: str, train: list[Example], test: list[Example]) -> dict[str, float]:
+    """The shares that the nearest neighbour and ridge regression get right."""
+    shape = MediaModelConfig(**SHAPE)
+    x, y = ([features(kind, file, shape) for file, _ in examples] for examples in (train, test))
+    x, y = torch.stack(x), torch.stack(y)  # (n, features) each
+    mean, std = x.mean(0), x.std(0) + 1e-3
+    x, y = (x - mean) / std, (y - mean) / std
+    labels, truth = (torch.tensor([WORDS.index(word) for _, word in examples]) for examples in (train, test))
+    nearest = labels[torch.cdist(y, x).argmin(1)]
+    wanted = torch.nn.functional.one_hot(labels, 10).float()
+    gram = x @ x.T  # (n, n): fewer rows than features
+    ridge = (y @ x.T @ torch.linalg.solve(gram + 0.1 * gram.trace() / len(x) * torch.eye(len(x)), wanted)).argmax(1)
+    return {"nearest": float((nearest == truth).float().mean()), "ridge": float((ridge == truth).float().mean())}
+
+
+def features(kind: str, file: Path, shape: MediaModelConfig) -> torch.Tensor:
+    """(n,) numbers of a file: its pixels, or its spectrogram stretched to one length."""
+    if kind == "image":
+        return torch.from_numpy(read_picture(file.read_bytes(), shape).pixels.copy()).float().flatten()
+    mel = log_mel(torch.from_numpy(read_sound(file.read_bytes(), shape).wave), shape.audio_rate)
+    return torch.nn.functional.interpolate(mel.T[None], FRAMES, mode="linear").flatten()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the front door of training does for a model that sees and hears, where it differs from text: data, plan, report, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from config import MediaModelConfig, TrainConfig, UserError
+from model import flops_per_token
+from multimodal import judge, sheet
+from multimodal.corpus import MediaCorpus, open_corpus
+from multimodal.embedded import DESCRIBE, PARTS, STORIES, TRANSCRIBE
+from multimodal.encoders import AUDIO, IMAGE, SHRINK, SLOTS, flops_per_vector
+from multimodal.samples import Picture
+from tokenizer import Tokenizer
+
+JUDGED, OWN_JUDGED = 200, 500  # rows of each part that answers are judged on
+ON_THE_SHEET = 3  # of each part
+
+
+def find_corpus(
+    config: TrainConfig, model: MediaModelConfig, wanted: int, ready: Tokenizer | None, say: Callable[[str], None], progress: bool
+) -> MediaCorpus:
+    """The rows that --data names, and a line or two about them. The arguments are those of `open_corpus`."""
+    corpus = open_corpus(config, model, wanted, ready, progress)
+    total = sum(corpus.shares.values())
+    say(
+        f"data     {corpus.meta['train']['rows']:,} rows with {corpus.meta['train']['pictures']:,} pictures and "
+        f"{corpus.meta['train']['sounds']:,} sounds to train, {corpus.meta['val']['rows']:,} rows to validate, "
+        f"{corpus.tokenizer.kind} of {corpus.tokenizer.vocab_size:,}"
+    )
+    say(f"mix      {', '.join(f'{name} {100 * share / total:.0f} %' for name, share in corpus.shares.items())}")
+    for line in corpus.meta["skipped"]:
+        say(f"note     {line}")
+    return corpus
+
+
+def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]:
+    """What the plan cannot know of rows with media: how long they are on average, and what their encoders cost beside the GPT."""
+    rows, media, shares = corpus.train.rows, corpus.train.media, corpus.shares
+    vectors = -(-(media.sounds[-1] / max(1, len(media.sounds) - 1)) // SHRINK)  # of a sound, on average
+    places = arithmetic = 0.0
+    for name, share in shares.items():
+        if name == STORIES:
+            places += share * model.block_size
+            continue
+        own = rows[rows["part"] == corpus.train.parts.index(name)] if name in corpus.train.parts else rows[:0]
+        if len(own):
+            places += share * own["places"].mean()
+            seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
+            arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
+    return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + arithmetic / (places * flops_per_token(model))}
+
+
+def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:
+    """The answers to every part: to fresh rows of the embedded ones, to the validation rows of a person's own."""
+    parts = [part for part in corpus.shares if part in PARTS]
+    rows = judge.embedded_rows(parts, model.config, JUDGED) | {
+        name: some for name, some in corpus.val.media.some(OWN_JUDGED).items() if name in corpus.shares and name not in PARTS
+    }
+    found = [judge.judge(model, tokenizer, name, some) for name, some in rows.items() if some]
+    return [verdict for verdict, _ in found], [example for _, examples in found for example in examples[:ON_THE_SHEET]]
+
+
+def write_media(folder: Path, examples: list[judge.Example], rate: int) -> list[str]:
+    """Writes the pictures and sounds of some examples as files; for each example the flags that show it to `generate.py`."""
+    import soundfile
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    commands = []
+    for number, example in enumerate(examples, 1):
+        flags = []
+        for part in judge.media(example.sample):
+            name = folder / f"{number}{'.png' if isinstance(part, Picture) else '.wav'}"
+            if isinstance(part, Picture):
+                Image.fromarray(part.pixels).save(name)
+            else:
+                soundfile.write(name, part.wave, rate)
+            flags.append(f"{'--image' if isinstance(part, Picture) else '--audio'} {name}")
+        asked = "".join(part for part in example.sample.turns[0].parts if isinstance(part, str))
+        if asked not in ("", DESCRIBE, TRANSCRIBE):
+            flags.append(f"--prompt {asked!r}")
+        commands.append(" ".join(flags))
+    return commands
+
+
+def report(corpus: MediaCorpus, model, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Prints how well the model answers, draws a sheet of its answers into a folder, and returns the figures."""
+    verdicts, examples = judged(corpus, model, tokenizer)
+    path = folder / "examples.png"
+    sheet.draw(path, examples, model.config.audio_rate)
+    commands = write_media(folder / "examples", examples, model.config.audio_rate)
+    print("", *judge.table(verdicts), f"\nexamples {path}", "Ask it about one of them, or about files of your own:", sep="\n")
+    print(*(f"  python generate.py {flags}" for flags in commands[::ON_THE_SHEET]), sep="\n")
+    return {verdict.part: judge.figures(verdict) for verdict in verdicts}
+
+
+def require_modalities(config: Any) -> None:
+    """Refuses media for a model of text.
+
+    Raises:
+        UserError: naming the mend.
+    """
+    if not isinstance(config, MediaModelConfig):
+        raise UserError("this model reads text only: train one with make train-multimodal, or give --checkpoint another.")
