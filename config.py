@@ -306,6 +306,8 @@ class GenerateConfig(SamplingConfig):
     checkpoint: str = setting("checkpoints/best_model.pt", "the checkpoint to load, or a run's folder")
     prompt: str = setting("", "the text to go on from")
     prompt_file: str = setting("", "read the prompt from this file; - is standard input")
+    image: tuple[str, ...] = setting((), "a picture to ask about; may be given several times")
+    audio: tuple[str, ...] = setting((), "a sound to ask about, or that asks; may be given several times")
     seed: int = setting(1337, "the same seed gives the same text")
     num_samples: int = setting(1, "how many texts to write")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
@@ -356,6 +358,9 @@ class ServeConfig:
     max_waiting_tokens: int = setting(65536, "tokens of their prompts; more get 429")
     max_new_tokens: int = setting(4096, "the most that one request may ask for")
     max_body_bytes: int = setting(2**20, "largest body of a request; a larger one gets 413")
+    max_media_bytes: int = setting(
+        2**24, "so much more for pictures and sounds, in base64, from known callers, where the model takes any"
+    )
     body_timeout: float = setting(30.0, "seconds a body may take to arrive; a slower one gets 408")
     request_timeout: float = setting(600.0, "seconds after which a text is ended, waiting included")
     drain_seconds: float = setting(30.0, "seconds that running requests have to finish when the server is stopped")
@@ -380,7 +385,7 @@ class ServeConfig:
         limits = {
             "port": (0, 65535), "slots": (0, 2**12), "jwt_expire_minutes": (1, 525_600), "rate_limit_rpm": (0, 10**6),
             "max_waiting": (0, most), "max_waiting_tokens": (1, most), "max_new_tokens": (1, most),
-            "max_body_bytes": (1024, 2**30), "body_timeout": (0.01, 86400), "request_timeout": (0.01, 86400),
+            "max_body_bytes": (1024, 2**30), "max_media_bytes": (0, 2**30), "body_timeout": (0.01, 86400), "request_timeout": (0.01, 86400),
             "drain_seconds": (0, 86400), "session_days": (0, 36500), "session_turns": (1, 10**6), "metrics_port": (0, 65535),
         }  # fmt: skip
         for name, (least, top) in limits.items():
@@ -557,7 +562,7 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
             if kind is bool:
                 how["action"] = argparse.BooleanOptionalAction
             elif kind == tuple[str, ...]:
-                how |= {"action": "append", "metavar": "TEXT"}
+                how |= {"action": "append", "metavar": item.name.upper()}
             else:
                 how |= {"type": kind, "metavar": item.name.upper() if kind is str else kind.__name__.upper()}
                 if item.metadata["choices"]:

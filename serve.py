@@ -33,6 +33,7 @@ log = logging.getLogger("server")
 
 def create_app(config: ServeConfig, host: Host | None = None) -> FastAPI:
     """The application, as `server/app.py` puts it together."""
+    import multimodal.fusion  # noqa: F401  the checkpoint may be of a model that sees and hears
     from server import app
 
     return app.create(config, host)

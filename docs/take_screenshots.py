@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import multimodal.fusion  # noqa: E402, F401  the checkpoint may be of a model that sees and hears
 from config import ServeConfig  # noqa: E402
 from inference.host import Host  # noqa: E402
 from tests.browser import Browser, chromium  # noqa: E402

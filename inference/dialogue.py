@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from config import UserError
 from inference.chat_template import fill
 from tokenizer import Tokenizer
 
@@ -112,14 +113,21 @@ class Chat:
         return Prompt(without(first), () if self.template else (NEXT_TURN,), not self.template, dropped, media)
 
     def ids(self, messages: list[Message]) -> list[int]:
-        """The tokens of these messages, up to where the assistant speaks next."""
+        """The tokens of these messages, up to where the assistant speaks next.
+
+        Raises:
+            UserError: when the template does not take these messages, or not what they show.
+        """
         mark = secrets.token_hex(16)  # where a picture or a sound stands, until the text is cut into tokens
         said = [
             {"role": message.role, "content": "".join(part if isinstance(part, str) else mark for part in message.parts)}
             for message in messages
         ]
         pieces = fill(self.template, said) if self.template else [transcript(said)]
-        media = iter([medium for message in messages for medium in message.media])
+        shown = [medium for message in messages for medium in message.media]
+        if sum(piece.count(mark) for piece in pieces) != len(shown):
+            raise UserError("the checkpoint's chat template leaves messages out, or repeats them: it takes no pictures or sounds there.")
+        media = iter(shown)
         ids = self.encode(pieces[0], mark, media)
         for piece in pieces[1:]:
             ids += [self.tokenizer.eot, *self.encode(piece, mark, media)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,15 +144,19 @@ def check_length(engine: Engine, tokens: int) -> None:
 
 @asynccontextmanager
 async def generation(
-    http_request: Request, engine: Engine, ids: list[int], settings: Settings, caller: Caller
+    http_request: Request, engine: Engine, ids: list[int], settings: Settings, caller: Caller, media: Sequence[Any] = ()
 ) -> AsyncIterator[Generation]:
     """A text that is being written. It is given up after LLM_REQUEST_TIMEOUT seconds.
 
+    Args:
+        media: the pictures and sounds whose places are in the ids.
+
     Raises:
-        ApiError: 429 when the queue is full, 503 while the engine drains; both say when to come back.
+        ApiError: 429 when the queue is full, 503 while the engine drains; both say when to come back. 422 for a prompt that the
+            engine cannot go on from.
     """
     state = http_request.app.state
-    running = Generation(engine, ids, settings, caller.name, state.config.request_timeout)
+    running = Generation(engine, ids, settings, caller.name, state.config.request_timeout, media)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(running)
@@ -161,6 +165,8 @@ async def generation(
             raise ApiError(429, str(error), "rate_limit_error", code="queue_full", headers=headers) from None
         except NotReady as error:
             raise not_ready(error) from None
+        except UserError as error:
+            raise ApiError(422, str(error), param="messages" if media else "prompt") from None
         try:
             yield running
         finally:

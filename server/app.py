@@ -6,11 +6,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from config import ServeConfig, UserError
 from inference.host import Host
@@ -19,6 +21,7 @@ from server import (
     greeting,
     login,
     logs,
+    media,
     metrics_routes,
     native,
     openai_routes,
@@ -33,6 +36,7 @@ from server.limits import BodyLimit
 from server.metrics import Metrics
 from server.sessions import Sessions
 
+TAKES_MEDIA = ("/v1/generate", "/v1/chat/completions")
 LOOK = 1.0  # seconds between two looks at the checkpoint that is followed
 log = logging.getLogger("server")
 
@@ -50,7 +54,7 @@ def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
         title="Your own GPT",
         description="Text from a checkpoint of the toolkit.",
         openapi_url="/openapi.json" if config.docs else None,
-        middleware=middleware(config, metrics),
+        middleware=middleware(config, metrics, gate, host),
         lifespan=lifespan if own else None,
     )
     app.state.config, app.state.gate, app.state.host, app.state.metrics = config, gate, host, metrics
@@ -63,7 +67,7 @@ def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
     return app
 
 
-def middleware(config: ServeConfig, metrics: Metrics) -> list[Middleware]:
+def middleware(config: ServeConfig, metrics: Metrics, gate: Gate, host: Host) -> list[Middleware]:
     """What every request passes, outermost first. All of it is plain ASGI: `BaseHTTPMiddleware` hides that a client left."""
     pages = {"allow_origins": config.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
     shown = [
@@ -75,8 +79,23 @@ def middleware(config: ServeConfig, metrics: Metrics) -> list[Middleware]:
         Middleware(logs.Tracing, count=metrics.count),
         *([Middleware(CORSMiddleware, **pages, expose_headers=shown)] if config.cors_origins else []),
         Middleware(errors.Guard),
-        Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout),
+        Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout, more=room_for_media(config, gate, host)),
     ]
+
+
+def room_for_media(config: ServeConfig, gate: Gate, host: Host) -> Callable[[Scope], int]:
+    """How many bytes more than others a body may have that brings pictures and sounds: none, unless the model takes such. It is
+    taken in before anybody looks at the request, so who is not known here is refused first."""
+
+    def more(scope: Scope) -> int:
+        if scope["path"] not in TAKES_MEDIA or (host.current and not media.modalities(host.current)):
+            return 0
+        headers = Headers(scope=scope)
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        gate.identify(headers.get("x-api-key"), secret.strip() if kind.lower() == "bearer" else None)
+        return config.max_media_bytes
+
+    return more
 
 
 def make_host(config: ServeConfig) -> Host:

@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from inference.engine import Engine
 from inference.request import Piece, Request, Settings
@@ -26,9 +27,18 @@ class Generation:
     Raises, on entering:
         Busy: when the queue is full.
         NotReady: when the engine is draining.
+        UserError: for a prompt that the engine cannot go on from.
     """
 
-    def __init__(self, engine: Engine, ids: list[int], settings: Settings, scope: str, seconds: float = float("inf")):
+    def __init__(
+        self,
+        engine: Engine,
+        ids: list[int],
+        settings: Settings,
+        scope: str,
+        seconds: float = float("inf"),
+        media: Sequence[Any] = (),
+    ):
         self.engine, self.came, self.rung = engine, deque(), False
         self.bell, self.over = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -43,7 +53,7 @@ class Generation:
                     loop.call_soon_threadsafe(self.bell.set)
 
         deadline = loop.time() + seconds  # the loop's clock is time.monotonic
-        self.request = Request(ids, settings, sink, scope, deadline)
+        self.request = Request(ids, settings, sink, scope, deadline, media)
 
     async def __aenter__(self) -> Generation:
         self.engine.submit(self.request)

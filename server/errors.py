@@ -147,9 +147,10 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
 
 def place_of(mistake: dict[str, Any]) -> str | None:
     """The field, as `stop.0`; None for the body as a whole. Without the members of unions that pydantic tried."""
-    parts = [str(part) for part in mistake["loc"][1:]]
-    if mistake["type"] != "extra_forbidden":  # whose name is the client's
-        parts = [part for part in parts if part not in UNION_MEMBERS and "[" not in part]
+    places = [str(part) for part in mistake["loc"][1:]]
+    theirs = places[-1:] if mistake["type"] == "extra_forbidden" else []  # a name of the client's, whatever it looks like
+    ours = places[: len(places) - len(theirs)]
+    parts = [part for part in ours if part not in UNION_MEMBERS and "[" not in part] + theirs
     return clip(".".join(parts)) if parts else None
 
 

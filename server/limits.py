@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Callable
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -62,22 +63,19 @@ class BodyLimit:
     Args:
         most: bytes.
         seconds: for the whole body.
+        more: bytes beyond those that a request may have; what it raises is the answer.
     """
 
-    def __init__(self, app: ASGIApp, most: int, seconds: float):
-        self.app, self.most, self.seconds = app, most, seconds
+    def __init__(self, app: ASGIApp, most: int, seconds: float, more: Callable[[Scope], int] = lambda _: 0):
+        self.app, self.most, self.seconds, self.more = app, most, seconds, more
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            headers = dict(scope["headers"])
-            if announced(headers) > self.most:
-                if headers.get(b"expect", b"").lower() != b"100-continue":
-                    await discard(receive)
-                raise self.too_large()
+            most = await self.limit(scope, receive)
             async with asyncio.timeout(self.seconds):
-                body = await self.take(receive)
+                body = await self.take(receive, most)
         except ApiError as error:
             return await error.response()(scope, receive, send)
         except TimeoutError:
@@ -87,22 +85,41 @@ class BodyLimit:
         if body is not None:  # None: the client has left
             await self.app(scope, replay(body, receive), send)
 
-    async def take(self, receive: Receive) -> bytes | None:
+    async def limit(self, scope: Scope, receive: Receive) -> int:
+        """How many bytes this request may have.
+
+        Raises:
+            ApiError: when it announces more, or is refused already.
+        """
+        headers = dict(scope["headers"])
+        length = announced(headers)
+        try:
+            most = self.most + self.more(scope)
+            if length > most:
+                raise too_large(most)
+        except ApiError:
+            if length and headers.get(b"expect", b"").lower() != b"100-continue":
+                await discard(receive)
+            raise
+        return most
+
+    async def take(self, receive: Receive, most: int) -> bytes | None:
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")
-            if len(body) > self.most:
+            if len(body) > most:
                 await discard(receive)
-                raise self.too_large()
+                raise too_large(most)
             if not message.get("more_body"):
                 return bytes(body)
 
-    def too_large(self) -> ApiError:
-        message = f"the body is larger than {self.most:,} bytes: send less."
-        return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
+
+def too_large(most: int) -> ApiError:
+    message = f"the body is larger than {most:,} bytes: send less."
+    return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
 
 
 def announced(headers: dict[bytes, bytes]) -> int:

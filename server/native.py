@@ -15,7 +15,7 @@ from inference.dialogue import Message
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from inference.sampling import start_ids
-from server import answer
+from server import answer, media
 from server.auth import Caller, caller
 from server.bridge import Generation
 from server.errors import ApiError
@@ -37,6 +37,7 @@ class Job:
 
     Attributes:
         history_tokens: how many of the ids are the session's.
+        media: the pictures and sounds among the ids.
         trimmed: the text is told without the white space at its beginning.
     """
 
@@ -47,6 +48,7 @@ class Job:
     settings: Settings
     ids: list[int]
     history_tokens: int
+    media: tuple[Any, ...] = ()
     trimmed: bool = False
 
     def __post_init__(self) -> None:
@@ -57,13 +59,13 @@ class Job:
             self.places.push(i)
 
     def start(self):
-        return answer.generation(self.http_request, self.engine, self.ids, self.settings, self.caller)
+        return answer.generation(self.http_request, self.engine, self.ids, self.settings, self.caller, self.media)
 
     async def remember(self, text: str) -> None:
-        """Adds the turn to the session, if there is one."""
+        """Adds the turn to the session, if there is one; of a picture or a sound, that there was one."""
         sent = self.sent
         if sent.session_id:
-            asked = sent.messages[-1].content if sent.messages else sent.prompt
+            asked = media.in_words(sent.messages[-1].parts()) if sent.messages else sent.prompt
             await ask(
                 self.http_request, Sessions.append, self.caller.name, sent.session_id, asked, text, self.engine.model_id
             )
@@ -174,16 +176,16 @@ async def conversation(
     """A conversation, the session's turns within it.
 
     Raises:
-        ApiError: 422, when the model's template refuses it, or the last message is longer than the context.
+        ApiError: 422, when the model or its template refuses it, or the last message is longer than the context.
     """
-    new = [Message(each.role, each.content) for each in sent.messages]
+    new = await media.messages(engine, sent.messages)
     head = len(new) - len(after_system(sent.messages))
     told = [Message(*each) for turn in turns for each in zip(("user", "assistant"), turn, strict=True)]
     prompt = await answer.chat_prompt(engine, new[:head] + told + new[head:], settings.max_new_tokens)
     alone = len(await asyncio.to_thread(answer.chat_of(engine).ids, new)) if turns else len(prompt.ids)
     settings = dataclasses.replace(settings, stop=(*settings.stop, *prompt.stop))
     history_tokens = max(0, len(prompt.ids) - alone)
-    return Job(http_request, engine, caller, sent, settings, prompt.ids, history_tokens, trimmed=prompt.plain)
+    return Job(http_request, engine, caller, sent, settings, prompt.ids, history_tokens, prompt.media, prompt.plain)
 
 
 def after_system(messages: list[Said]) -> list[Said]:

@@ -14,10 +14,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from inference.dialogue import Message
 from inference.engine import Engine
 from inference.request import Settings
-from server import answer
+from server import answer, media
 from server.auth import Caller, caller
 from server.errors import ApiError, validation_error
 from server.openai_schemas import MOST_TEXTS, ChatCompletion, Completion
@@ -89,8 +88,7 @@ async def chat_completions(request: Request, body: ChatCompletion, who: Known) -
     engine = answer.engine_of(request, body.model)
     check_number(request, body.choices, "n")
     asked = body.max_completion_tokens or body.max_tokens
-    messages = [Message(message.role, message.text()) for message in body.messages]
-    prompt = await answer.chat_prompt(engine, messages, asked)
+    prompt = await answer.chat_prompt(engine, await media.messages(engine, body.messages), asked)
     fitting = max(1, engine.block_size - len(prompt.ids))
     settings = body.settings(
         engine.tokenizer.vocab_size,
@@ -99,7 +97,7 @@ async def chat_completions(request: Request, body: ChatCompletion, who: Known) -
         more_stops=prompt.stop,
     )
     choices = enumerate(seeded(settings, body.choices))
-    texts = [ChatText(engine, index, prompt.ids, choice, prompt.plain) for index, choice in choices]
+    texts = [ChatText(engine, index, prompt, choice) for index, choice in choices]
     return await respond(request, body, who, engine, texts, dropped_messages=prompt.dropped)
 
 
@@ -118,7 +116,7 @@ def describe(engine: Engine) -> dict[str, Any]:
     """A model as OpenAI lists it, and what we know beside that. A checkpoint knows no date of its own, so `created` is 0."""
     told = {"id": engine.model_id, "object": "model", "created": 0, "owned_by": "local"}
     more = {"parameters": engine.parameters, "eot_id": engine.tokenizer.eot}
-    chat = {"chat_template": bool(engine.provenance.get("chat_template"))}
+    chat = {"chat_template": bool(engine.provenance.get("chat_template")), **media.taken(engine)}
     return {**told, "max_model_len": engine.block_size, **more, **chat, "provenance": answer.produced(engine)}
 
 

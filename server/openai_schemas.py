@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from config import take
 from inference.request import MOST_LOGPROBS, Settings
 from server.errors import ApiError
+from server.schemas import ContentPart, content_of, parts_of
 
 MOST_CHOICES = 16  # texts for one prompt
 MOST_TEXTS = 64  # texts for one HTTP request: prompts times choices
@@ -123,42 +124,30 @@ class Completion(Options):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
-class Part(Sent):
-    """A part of a message."""
+class Part(ContentPart, extra="allow"):
+    """A part of a message, in the field that its type names."""
 
-    type: str
-    text: Words | None = None
 
-    def read(self) -> str:
-        """Its text.
-
-        Raises:
-            ApiError: 400 for an image, a sound or a file.
-        """
-        if self.type != "text" or self.text is None:
-            raise ApiError(400, "this model reads text only: leave out images, sounds and files.", param="messages")
-        return self.text
+Content = content_of(Part)
 
 
 class ChatMessage(Sent):
-    """What one side said."""
+    """What one side said, and showed."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Words | list[Part] | None = None
+    content: Content | None = None
 
-    def text(self) -> str:
-        """What was said.
+    def parts(self) -> list[str | ContentPart]:
+        """What was said and shown.
 
         Raises:
-            ApiError: 400 for anything but text.
+            ApiError: 400 for calls of tools, and for nothing at all.
         """
         if self.unknown("tool_calls"):
             raise ApiError(400, "this model calls no tools.", param="messages")
         if self.content is None and self.role != "assistant":
             raise ApiError(400, f"a message of the {self.role} has no content.", param="messages")
-        if isinstance(self.content, list):
-            return "".join(part.read() for part in self.content)
-        return self.content or ""
+        return parts_of(self.content or "")
 
 
 class ChatCompletion(Options):

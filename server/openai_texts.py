@@ -5,8 +5,10 @@ A whole answer is spelt as a single piece would be; so a stream and an answer ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from inference.dialogue import Prompt
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from server.answer import LEAST_LOGPROB, Answer
@@ -20,14 +22,17 @@ class Text:
     Args:
         index: its place among the choices.
         ids: what the model goes on from.
+        media: the pictures and sounds among them.
     """
 
     whole: str  # the `object` of an answer, and of a chunk of one
     part: str
     prefix: str  # of an answer's id
 
-    def __init__(self, engine: Engine, index: int, ids: list[int], settings: Settings):
-        self.tokenizer, self.index, self.ids, self.settings = engine.tokenizer, index, ids, settings
+    def __init__(
+        self, engine: Engine, index: int, ids: list[int], settings: Settings, media: Sequence[Any] = ()
+    ):
+        self.tokenizer, self.index, self.ids, self.settings, self.media = engine.tokenizer, index, ids, settings, media
 
     def choice(self, piece: Piece | Answer, streamed: bool = False) -> dict[str, Any]:
         """What a piece says, as an element of `choices`."""
@@ -82,17 +87,13 @@ class CompletionText(Text):
 
 
 class ChatText(Text):
-    """A text of `/v1/chat/completions`.
-
-    Args:
-        plain: the answer of a transcript, which begins with a space that is no part of what is said.
-    """
+    """A text of `/v1/chat/completions`. That of a transcript begins with a space that is no part of what is said."""
 
     whole, part, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, engine: Engine, index: int, ids: list[int], settings: Settings, plain: bool):
-        super().__init__(engine, index, ids, settings)
-        self.trim, self.fresh = Trim(plain), True
+    def __init__(self, engine: Engine, index: int, prompt: Prompt, settings: Settings):
+        super().__init__(engine, index, prompt.ids, settings, prompt.media)
+        self.trim, self.fresh = Trim(prompt.plain), True
 
     def choice(self, piece: Piece | Answer, streamed: bool = False) -> dict[str, Any]:
         text = self.trim(piece.text)

@@ -72,7 +72,7 @@ async def writing(request: Request, engine: Engine, texts: list[Text], who: Call
     """All the texts on their way; if one is refused, none is written."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        yield [await enter(answer.generation(request, engine, text.ids, text.settings, who)) for text in texts]
+        yield [await enter(answer.generation(request, engine, text.ids, text.settings, who, text.media)) for text in texts]
 
 
 async def events(

@@ -14,6 +14,8 @@ from fastapi.staticfiles import StaticFiles
 STATIC = Path(__file__).resolve().parent / "static"
 POLICY = (
     "default-src 'self'",  # scripts, styles, images, requests: from here only, and nothing written into the page itself
+    "img-src 'self' blob:",  # and the pictures and sounds that a person shows the page, which no other site can name
+    "media-src blob:",
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",

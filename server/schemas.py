@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from config import SamplingConfig
@@ -46,11 +46,60 @@ def sampling(name: str, **limits: float) -> Any:
 ModelName = Annotated[str | None, Field(description="the model's id; null is the one that answers now")]
 
 
+class ImageUrl(Strict):
+    """A picture."""
+
+    url: str = Field(description="the file itself, as data:image/png;base64,...")
+    detail: str | None = Field(None, description="taken and ignored: the model sees every picture in one size")
+
+
+class InputAudio(Strict):
+    """A sound."""
+
+    data: str = Field(description="the file, in base64")
+    format: Literal["wav", "mp3", "flac", "ogg"]
+
+
+class ContentPart(Strict):
+    """A part of a message, in the field that its type names."""
+
+    type: Literal["text", "image_url", "input_audio"]
+    text: Text | None = None
+    image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
+
+    @model_validator(mode="after")
+    def holds_what_it_says(self) -> ContentPart:
+        given = {name for name in ("text", "image_url", "input_audio") if getattr(self, name) is not None}
+        if given != {self.type}:
+            raise PydanticCustomError("part", "Holds the field that its type names, and neither of the others")
+        return self
+
+
+def content_of(part: type[ContentPart]) -> Any:
+    """The type of a message's content, a text or parts. It looks which of both was meant, so that a mistake is told once."""
+    text, parts = Annotated[Text, Tag("[text]")], Annotated[list[part], Tag("[parts]")]
+    return Annotated[text | parts, Discriminator(lambda sent: "[parts]" if isinstance(sent, list) else "[text]")]
+
+
+Content = content_of(ContentPart)
+
+
+def parts_of(content: str | list[ContentPart]) -> list[str | ContentPart]:
+    """What a message holds: its texts as such, its pictures and sounds as they were sent."""
+    if isinstance(content, str):
+        return [content]
+    return [part.text if part.type == "text" else part for part in content]
+
+
 class Said(Strict):
-    """What one side of a conversation said."""
+    """What one side of a conversation said, and showed."""
 
     role: Literal["system", "user", "assistant"]
-    content: Text
+    content: Content
+
+    def parts(self) -> list[str | ContentPart]:
+        return parts_of(self.content)
 
 
 class GenerateRequest(Strict):

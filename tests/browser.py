@@ -30,14 +30,14 @@ def programs() -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser that was just started."""
+def chromium(*more: str) -> Iterator[Browser]:
+    """A browser that was just started, with more flags than the usual ones."""
     binary, driver = programs()
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb"):
+    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", *more):
         options.add_argument(flag)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")  # it refuses to run as root with one
@@ -163,7 +163,7 @@ class Browser:
         """The requests that were sent since the last look: url, method, headers, postData."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"]["request"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [each for each in sent if not each["url"].startswith(("about:", "data:", "chrome"))]
+        return [each for each in sent if not each["url"].startswith(("about:", "data:", "blob:", "chrome"))]
 
     def hosts(self) -> set[str]:
         """Whom the page asked since the last look."""

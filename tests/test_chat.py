@@ -107,3 +107,22 @@ def test_unusual_conversations_are_rendered(messages):
     prompt = Chat(BYTES).prompt(messages, 1000)
     assert all(message.content in text(prompt.ids) for message in messages)
     assert prompt.dropped == 0
+
+
+@pytest.mark.parametrize("template", ["", CHATML], ids=["transcript", "template"])
+def test_what_is_shown_stands_where_it_was_said(template):
+    chat = Chat(BYTES, template, places=lambda medium: [-medium, -medium])
+    ids = chat.prompt([Message("system", (7, "a")), Message("user", ("b", 8, "c", 9))], 1000).ids
+    shown = "".join(f"({-i})" if i < 0 else text([i]) for i in ids)
+    assert "(7)(7)a" in shown and "b(8)(8)c(9)(9)" in shown
+
+
+@pytest.mark.parametrize("template", [
+    "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}{% endif %}{% endfor %}",
+    "{% for message in messages %}{{ message.content }}{{ message.content }}{% endfor %}", "{{ messages[0].content[:9] }}",
+])  # fmt: skip
+def test_a_template_that_loses_what_is_shown_is_refused(template):
+    chat = Chat(BYTES, template, places=lambda medium: [-medium])
+    assert chat.prompt(talk("Hi"), 1000).ids
+    with pytest.raises(UserError, match="no pictures or sounds"):
+        chat.prompt([Message("system", (7, "a")), Message("user", ("b",))], 1000)

@@ -26,7 +26,8 @@ import train_cli
 from config import PRESETS, ModelConfig, ServeConfig, take, variable
 from server.errors import DOCUMENTED
 from server.schemas import GenerateRequest
-from tests.live import load, save, serving
+from tests import sights
+from tests.live import load, serving
 from training.plan import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,10 +347,11 @@ GUIDE = ROOT / "docs" / "SERVING.md"
 
 @dataclass(frozen=True)
 class Sites:
-    """Two servers of one model: an open one, and one that asks who is there."""
+    """Two servers of one model: an open one, and one that asks who is there; and a folder with the files that the pages show it."""
 
     open: str
     guarded: str
+    folder: Path
 
     def place(self, text: str) -> str:
         """A command or snippet, sent to the server that it is meant for."""
@@ -358,8 +360,8 @@ class Sites:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory, tiny_model):
-    host = load(save(tmp_path_factory.mktemp("model") / "best_model.pt", tiny_model(block_size=512)))
+def host(tmp_path_factory):
+    host = load(sights.checkpoint(tmp_path_factory.mktemp("model"), block_size=512))
     yield host
     host.drain(1)
 
@@ -368,12 +370,15 @@ def host(tmp_path_factory, tiny_model):
 def sites(host, tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) for name in ("open", "guarded")]
     names = {name.removeprefix("LLM_").lower(): text for name, text in GUARDED.items()}
+    shown = tmp_path_factory.mktemp("shown")
+    (shown / "cat.png").write_bytes(sights.picture())
+    (shown / "question.wav").write_bytes(sights.sound())
     names["api_keys"] = tuple(names["api_keys"].split(","))
     with (
         serving(host, folders[0], api_keys=(), docs=True) as unguarded,
         serving(host, folders[1], **names) as guarded,
     ):
-        yield Sites(unguarded, guarded)
+        yield Sites(unguarded, guarded, shown)
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +468,8 @@ def test_curl_lines_work_and_print_what_the_page_shows(page, sites):
         if "<access_token>" in script:
             token = httpx.post(f"{sites.guarded}/oauth/token", data=login).json()["access_token"]
             script = script.replace("<access_token>", token)
-        done = subprocess.run(["sh", "-ec", script], env={**os.environ, **GUARDED}, capture_output=True, text=True)
+        how = {"env": {**os.environ, **GUARDED}, "cwd": sites.folder}
+        done = subprocess.run(["sh", "-ec", script], **how, capture_output=True, text=True)
         assert done.returncode == 0, f"{body}{done.stderr}"
         if "/metrics" in body:
             continue
@@ -477,7 +483,8 @@ def test_curl_lines_work_and_print_what_the_page_shows(page, sites):
 
 
 @pytest.mark.parametrize("page", ASKING, ids=lambda path: path.name)
-def test_snippets_that_ask_the_server_run(page, sites, capsys):
+def test_snippets_that_ask_the_server_run(page, sites, capsys, monkeypatch):
+    monkeypatch.chdir(sites.folder)
     snippets = [body for _, kind, body in FENCE.findall(read(page)) if kind == "python" and ADDRESS in body]
     for body in snippets:
         exec(compile(sites.place(body), page.name, "exec"), {})

@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+from inference.dialogue import Chat, Message
+from inference.engine import Engine
+from inference.request import Request, Settings
+from multimodal.decode import read_picture, read_sound
+from multimodal.embedded import DESCRIBE, TRANSCRIBE
+from tests import sights
 from tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +154,68 @@ def test_a_prompt_that_is_no_unicode(saved):
     command = [os.fsencode(part) for part in [*command, "--checkpoint", str(saved)]] + [b"--prompt", b"a\xffb"]
     done = subprocess.run(command, capture_output=True, timeout=120, env=environment(), stdin=subprocess.DEVNULL)
     assert text_of(done).startswith("a?b")
+
+
+# ---- pictures and sounds
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory) -> Path:
+    """A checkpoint of a model that sees and hears, and files to show it."""
+    folder = tmp_path_factory.mktemp("seeing")
+    sights.checkpoint(folder)
+    for name, data in {
+        "red.png": sights.picture("red"), "blue.jpg": sights.picture("blue", kind="JPEG"), "tone.wav": sights.sound(),
+        "tone.mp3": sights.sound(kind="MP3"), "long.wav": sights.sound(3), "broken.png": sights.picture()[:50],
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def answer(folder: Path, question: str, *files: str) -> str:
+    """What the engine answers to files and then a question."""
+    model, tokenizer, _ = checkpoint.load_model(folder / "best_model.pt")
+    read = {".wav": read_sound, ".mp3": read_sound}
+    media = [read.get(Path(name).suffix, read_picture)((folder / name).read_bytes(), model.config) for name in files]
+    prompt = Chat(tokenizer, documents=True, places=model.places).prompt([Message("user", (*media, question))], 160, 20)
+    written = []
+    settings = Settings(max_new_tokens=20, temperature=0, stop=prompt.stop)
+    Engine(model, tokenizer, slots=1).run([Request(prompt.ids, settings, written.append, media=prompt.media)])
+    return "".join(piece.text for piece in written).lstrip() + "\n"
+
+
+@pytest.mark.parametrize(("flags", "question", "files"), [
+    (["--image", "red.png", "--prompt", "what"], "what", ["red.png"]),
+    (["--image", "red.png"], DESCRIBE, ["red.png"]),
+    (["--audio", "tone.mp3"], TRANSCRIBE, ["tone.mp3"]),
+    (["--audio", "tone.wav", "--image", "red.png", "--image", "blue.jpg"], "", ["red.png", "blue.jpg", "tone.wav"]),
+])  # fmt: skip
+def test_a_model_answers_about_pictures_and_sounds(seeing, flags, question, files):
+    flags = [str(seeing / each) if "." in each else each for each in flags]
+    done = generate("--checkpoint", seeing, "--temperature", "0", *flags)
+    assert text_of(done) == answer(seeing, question, *files)
+
+
+def test_without_them_it_writes_text_as_any_other(seeing):
+    assert text_of(generate("--checkpoint", seeing, "--prompt", "Once")).startswith("Once")
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (["--image", "nowhere.png"], ["nowhere.png", "No such file", "--image"]),
+    (["--image", "broken.png"], ["broken.png", "is no picture that can be read", "--image"]),
+    (["--audio", "red.png"], ["red.png", "is no sound that can be read", "--audio"]),
+    (["--audio", "long.wav"], ["long.wav", "lasts 3.0 s", "the model hears 1 s"]),
+    ([part for _ in range(10) for part in ("--image", "red.png")], ["tokens", "the context of this model is 160"]),
+])  # fmt: skip
+def test_what_cannot_be_shown_is_said_in_a_sentence(seeing, flags, told):
+    flags = [str(seeing / each) if "." in each else each for each in flags]
+    message = refusal(generate("--checkpoint", seeing, *flags))
+    assert all(word in message for word in told), message
+
+
+def test_a_model_of_text_says_that_it_sees_nothing(saved, seeing):
+    message = refusal(generate("--checkpoint", saved, "--image", seeing / "red.png"))
+    assert "this model takes text:" in message and "--modalities image" in message
 
 
 # ---- on a terminal

@@ -354,7 +354,7 @@ def test_messages_that_are_no_text_are_refused(chat, message):
 
 def test_pictures_and_sounds_are_refused_in_so_many_words(chat):
     parts = [{"type": "text", "text": "See"}, {"type": "image_url", "image_url": {"url": "http://x"}}]
-    assert "reads text only" in refused(chat, messages=[{"role": "user", "content": parts}]).message
+    assert "takes no pictures, only text" in refused(chat, messages=[{"role": "user", "content": parts}]).message
 
 
 # ---- what is refused, and what is ignored

@@ -33,7 +33,8 @@ def test_every_file_is_sent_with_the_headers_that_guard_it(client, path):
     answer = client.get(path)
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'self'", "scripts, styles, images and requests: from this server alone"
-    assert not policy.keys() & {"script-src", "style-src", "img-src", "connect-src", "font-src"}, "no exceptions from that"
+    assert not policy.keys() & {"script-src", "style-src", "connect-src", "font-src", "worker-src"}, "no exceptions from that"
+    assert (policy["img-src"], policy["media-src"]) == ("'self' blob:", "blob:"), "but for files that a person has opened in the page"
     assert policy["frame-ancestors"] == policy["object-src"] == policy["base-uri"] == "'none'"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "no-referrer"

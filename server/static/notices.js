@@ -67,6 +67,7 @@ export function explain(error) {
       return { title: "Too much text", text: `${text} Shorten it, or whoever runs the server raises LLM_MAX_BODY_BYTES.` };
     case 422:
       if (error.code === "context_length_exceeded") return { title: "Longer than the model can read", text: `${text}` };
+      if (error.param === "messages") return { title: "The model cannot take that", text };
       return { title: "A setting does not fit", text };
     case 429:
       return { title: "Too many requests just now", text, wait: error.retryAfter || 1 };

@@ -4,8 +4,10 @@ import { Account, sentence } from "./account.js";
 import { call, credentials } from "./api.js";
 import { $, announce, clip, copy, h, number, remember, remembered } from "./dom.js";
 import { Inspector } from "./inspector.js";
+import { KINDS, Tray, inWords, listed } from "./media.js";
 import { hideNotice, showError, showNotice } from "./notices.js";
 import { Readiness } from "./readiness.js";
+import { Recorder } from "./recording.js";
 import { score } from "./score.js";
 import { Settings } from "./settings.js";
 import { Sheet } from "./sheet.js";
@@ -38,6 +40,8 @@ const MODES = {
       "A click on what it expected instead writes on from there.",
   },
 };
+const QUESTIONS = Object.values(KINDS).map(({ question }) => question);
+const MOST_ARGUMENT = 100_000; // characters that a shell passes on as one word
 const STARTERS = ["Once upon a time", "There was once", "Far away", "One Tuesday in September"];
 
 const settings = new Settings();
@@ -53,6 +57,8 @@ const sheet = new Sheet({
   curl: (turn) => copyCurl(turn),
 });
 const shelf = new Shelf({ open: openText, removed, failed: fail });
+const tray = new Tray({ takes, changed: suggest, refused: showNotice });
+const recorder = new Recorder({ most: () => model().audio_seconds, heard: (file) => tray.add([file]), refused: showNotice });
 const readiness = new Readiness({ ready: enter, waiting });
 let models = [];
 let mode = "write";
@@ -65,6 +71,11 @@ new Inspector(() => model()?.eot_id);
 
 function model() {
   return models.find((each) => each.id === $("model-menu").value) ?? models[0];
+}
+
+/** What the model takes in beside text: "image", "audio". */
+function takes() {
+  return (model()?.input_modalities ?? []).filter((each) => each in KINDS);
 }
 
 /** The model answers, or somebody else asks: look who answers, and what is kept. */
@@ -116,6 +127,7 @@ function drawModels() {
 function describe({ provenance, parameters, max_model_len: context, chat_template: chats }) {
   const { run, step, val_loss: loss, id } = provenance;
   const parts = [run ?? id, `step ${number.format(step ?? 0)}`, loss ? `validation loss ${loss.toFixed(3)}` : null];
+  if (parameters && takes().length) parts.push(`takes ${listed(takes())}`);
   if (parameters) parts.push(`${millions(parameters)} parameters`, `context ${number.format(context)}`);
   $("model").textContent = parts.filter(Boolean).join(" · ");
   $("model").dataset.chats = String(Boolean(chats));
@@ -150,7 +162,7 @@ function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").chec
 }
 
 /** Has a turn written, and says how it went. What was typed comes back if nothing came of it. */
-async function write(work, typed = "") {
+async function write(work, typed = "", shown = []) {
   hideNotice();
   const mine = story;
   try {
@@ -160,10 +172,13 @@ async function write(work, typed = "") {
     announce(mine.last.state === "stopped" ? "Stopped." : `Done. ${clip(mine.last.writing.text, 1000)}`);
   } catch (error) {
     const lost = error.input ?? (error.status === undefined ? typed : "");
+    const media = error.media ?? (error.status === undefined ? shown : []);
     $("prompt").value ||= lost;
+    if (media.length) tray.put(media);
     fail(error, () => {
       if ($("prompt").value === lost) $("prompt").value = "";
-      write(work, typed);
+      if (tray.media === media) tray.take();
+      write(work, typed, shown);
     });
   }
   keepNote(mine);
@@ -177,7 +192,7 @@ function keepNote(from) {
   const [name] = [...from.last.sessions.keys()].reverse();
   if (!name || !from.last.number) return;
   const [first] = from.path;
-  shelf.note(name, from.last.number, { prompt: first.input, text: first.writing.text });
+  shelf.note(name, from.last.number, { prompt: inWords(first), text: first.writing.text });
   if (from === story) shelf.mark(from.name);
 }
 
@@ -194,12 +209,34 @@ function fail(error, again) {
 }
 
 async function submit() {
-  const text = $("prompt").value;
   if (!ready || story.writing) return;
-  if (mode === "chat" && !text.trim()) return $("prompt").focus();
+  recorder.stop();
+  await tray.reading;
+  const text = $("prompt").value;
   if (mode === "score") return scoreText(text);
+  if (mode === "chat" && !text.trim() && !tray.media.length) return $("prompt").focus();
+  const shown = mode === "chat" ? tray.take() : [];
   $("prompt").value = "";
-  await write(() => story.go(text), text);
+  await write(() => story.go(text, shown), text, shown);
+}
+
+/** The usual question about what is in the tray stands where you type, until you type another. */
+function suggest() {
+  const kinds = [...new Set(tray.media.map(({ kind }) => kind))];
+  const prompt = $("prompt");
+  if (matchMedia("(hover: hover)").matches) prompt.focus(); // elsewhere a keyboard would come up
+  if (prompt.value && !QUESTIONS.includes(prompt.value)) return;
+  prompt.value = kinds.length === 1 ? KINDS[kinds[0]].question : ""; // a sound beside a picture is the question itself
+  prompt.setSelectionRange(0, prompt.value.length);
+}
+
+/** Takes files that were dropped or pasted: into a conversation, since nothing else can hold them. */
+function receive(event, files) {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  if (!ready) return;
+  if (takes().length) setMode("chat");
+  tray.add([...files]);
 }
 
 function branch(turn, at, alternative) {
@@ -231,8 +268,10 @@ function continueScored(text, tokens) {
 function curlOf(path, body) {
   const known = credentials.get();
   const header = { key: `-H "X-API-Key: $LLM_KEY"`, token: `-H "Authorization: Bearer $TOKEN"` }[known?.kind];
-  const quoted = `'${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
-  return ["curl", `${location.origin}${path}`, '-H "Content-Type: application/json"', header, `-d ${quoted}`].filter(Boolean).join(" ");
+  const json = JSON.stringify(body);
+  const short = json.length < MOST_ARGUMENT;
+  const data = short ? `-d '${json.replaceAll("'", "'\\''")}'` : `-d @- <<'END'\n${json}\nEND`;
+  return ["curl", `${location.origin}${path}`, '-H "Content-Type: application/json"', header, data].filter(Boolean).join(" ");
 }
 
 function copyCurl(turn) {
@@ -241,7 +280,7 @@ function copyCurl(turn) {
     const { logprobs, ...given } = requestSettings();
     if (turn?.told) given.seed = turn.told.seed;
     if (turn?.body?.prefix_ids) given.prefix_ids = turn.body.prefix_ids;
-    const asked = turn ?? { parent: story.last, input: $("prompt").value };
+    const asked = turn ?? { parent: story.last, input: $("prompt").value, media: tray.media };
     return copy(curlOf("/v1/generate", story.request(asked, given)), "Command copied.");
   } catch (error) {
     fail(error);
@@ -251,6 +290,7 @@ function copyCurl(turn) {
 // ---- the page
 
 function setMode(next) {
+  recorder.stop();
   mode = next;
   for (const tab of document.querySelectorAll("[data-mode]")) tab.setAttribute("aria-pressed", String(tab.dataset.mode === mode));
   if (mode !== "score" && story.mode !== mode) {
@@ -288,6 +328,7 @@ function drawComposer() {
   const { action, label, placeholder, more, lead, text } = MODES[mode];
   const writing = story.writing;
   const begun = story.path.length > 0;
+  const shows = mode === "chat" ? takes() : [];
   $("write").textContent = mode === "write" && begun ? "Go on" : action;
   $("write").disabled = !ready;
   $("write").hidden = writing;
@@ -301,9 +342,14 @@ function drawComposer() {
   $("turns").hidden = mode === "score";
   $("welcome").hidden = begun && mode !== "score";
   $("welcome-lead").textContent = lead;
-  $("welcome-text").textContent = text;
+  $("welcome-text").textContent = shows.length ? `It takes ${listed(shows)}: drop a file here, or add one below. ${text}` : text;
   $("starters").hidden = mode !== "write";
-  $("chat-note").hidden = mode !== "chat" || $("model").dataset.chats !== "false";
+  $("chat-note").hidden = mode !== "chat" || $("model").dataset.chats !== "false" || shows.length > 0;
+  $("attach").hidden = !shows.length;
+  $("attach").setAttribute("aria-label", `Add ${shows.map((kind) => `a ${KINDS[kind].word}`).join(" or ")}`);
+  $("files").accept = shows.map((kind) => `${kind}/*`).join();
+  $("record").hidden = !shows.includes("audio");
+  $("tray").hidden = mode !== "chat" || !tray.media.length;
 }
 
 const openers = document.querySelectorAll(".panel-open"); // in sight only where the window has no room for their panels
@@ -347,7 +393,19 @@ function wire() {
     }
     if (event.key !== "Escape") return;
     if (document.querySelector(".drawn")) closePanels();
+    else if (recorder.running) recorder.stop();
     else if (story.writing) story.stop();
+  });
+  document.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dropping"));
+  document.addEventListener("drop", (event) => event.dataTransfer.files.length && receive(event, event.dataTransfer.files));
+  $("prompt").addEventListener("paste", (event) => {
+    const { files, types } = event.clipboardData;
+    if (files.length && !types.includes("text/plain")) receive(event, files);
   });
   for (const id of ["tint", "keep"]) $(id).addEventListener("change", () => remember(id, $(id).checked));
   $("tint").checked = remembered("tint", true);

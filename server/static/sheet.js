@@ -1,6 +1,7 @@
 // The sheet of paper: shows the path through a story's tree, its branches, and how the last text came about.
 
 import { $, clip, copy, h, number } from "./dom.js";
+import { shown } from "./media.js";
 import { TokenView } from "./tokens.js";
 
 const ENDS = {
@@ -82,7 +83,7 @@ export class Sheet {
     view.show(turn.writing);
     view.onbranch = (at, alternative) => this.does.branch(turn, at, alternative);
     view.taken = (at, id) => turn.siblings.some((other) => other !== turn && other.writing.tokens[at]?.id === id && other.departs(turn) >= at);
-    const yours = h(inline ? "span" : "div", { class: "yours" }, turn.input);
+    const yours = h(inline ? "span" : "div", { class: "yours" }, ...turn.media.map(shown), turn.input);
     const made = { root: h(inline ? "span" : "div", { class: "turn" }, yours, text), view };
     this.shown.set(turn, made);
     return made;

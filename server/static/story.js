@@ -5,17 +5,23 @@
 //
 // On the server each branch that goes its own way is a session of its own. A session is copied when a branch leaves it
 // (POST /v1/sessions/NAME/fork), so no branch ever overwrites another.
+//
+// Sessions hold text. Where pictures or sounds were shown, the page sends the whole conversation itself, so that the model goes on
+// seeing them, and has the turn kept afterwards, `[picture]` in a picture's place.
 
 import { ApiError, call, stream } from "./api.js";
+import { inWords } from "./media.js";
 import { Writing } from "./tokens.js";
 
+const NOTHING = []; // was shown
 const MOST_CUTS = 8; // times that a text too long for the context is halved
 
 /** One thing given and one thing written. */
 export class Turn {
-  constructor(parent, input, writing = new Writing()) {
+  constructor(parent, input, writing = new Writing(), media = NOTHING) {
     this.parent = parent;
     this.input = input;
+    this.media = media; // pictures and sounds, which come before the input
     this.writing = writing;
     this.children = [];
     this.chosen = null; // the child that is shown
@@ -87,9 +93,9 @@ export class Story {
   }
 
   /** The model goes on after what is given; nothing given goes on where the text ends. */
-  async go(input) {
+  async go(input, media = NOTHING) {
     await this.stop();
-    return this.write(new Turn(this.last, input));
+    return this.write(new Turn(this.last, input, undefined, media));
   }
 
   /** A new text that begins with tokens in the model's part. */
@@ -102,15 +108,15 @@ export class Story {
   /** The same once more. */
   async again(turn) {
     await this.stop();
-    return this.write(new Turn(turn.parent, turn.input));
+    return this.write(new Turn(turn.parent, turn.input, undefined, turn.media));
   }
 
   /** Another token in a token's place, and the text goes on from there. Where that was done before, its branch is shown again. */
   async branch(turn, at, alternative, eot) {
     await this.stop();
-    const same = turn.siblings.find((other) => other !== turn && other.input === turn.input && leads(other, turn, at, alternative.id));
+    const same = turn.siblings.find((other) => other !== turn && gives(other, turn) && leads(other, turn, at, alternative.id));
     if (same) return this.choose(same);
-    const made = new Turn(turn.parent, turn.input, turn.writing.branch(at, alternative));
+    const made = new Turn(turn.parent, turn.input, turn.writing.branch(at, alternative), turn.media);
     if (alternative.id !== eot) return this.write(made);
     made.writing.tokens.pop(); // the model would have ended here
     made.writing.close();
@@ -150,12 +156,12 @@ export class Story {
     } finally {
       turn.writing.close();
     }
-    if (turn.state === "stopped") await this.save(turn);
+    if (turn.state === "stopped" || this.shows(turn)) await this.save(turn);
   }
 
   async receive(turn, signal) {
     const prefix = turn.writing.ids();
-    const session = await this.session(turn.parent);
+    const session = this.shows(turn) ? null : await this.session(turn.parent);
     turn.body = this.body(turn, prefix, session);
     let fresh = prefix.length > 0;
     for await (const event of this.events(turn, signal)) {
@@ -186,20 +192,26 @@ export class Story {
     }
   }
 
+  /** Whether the model is to see or hear something, in this turn or from before it. */
+  shows(turn) {
+    return [...this.before(turn), turn].some(({ media }) => media.length);
+  }
+
   /** What is sent for a turn, but for `stream`. */
   body(turn, prefix, session) {
     const more = { ...(prefix.length ? { prefix_ids: prefix } : {}), ...(session ? { session_id: session } : {}) };
-    return { ...this.request(turn, this.settings(), session ? [] : this.before(turn)), ...more };
+    const request = session ? this.request(turn, this.settings(), [], inWords) : this.request(turn, this.settings());
+    return { ...request, ...more };
   }
 
-  /** A request that needs no session: it holds the turns before. */
-  request(turn, { system, ...settings }, before = this.before(turn)) {
+  /** A request that needs no session: it holds the turns before. `content` is what one side gave in a turn of a conversation. */
+  request(turn, { system, ...settings }, before = this.before(turn), content = contentOf) {
     if (this.mode === "write") {
       return { prompt: before.map((each) => each.input + each.writing.text).join("") + turn.input, ...settings };
     }
     const said = (role, content) => ({ role, content });
-    const talk = before.flatMap((each) => [said("user", each.input), said("assistant", each.writing.text)]);
-    return { messages: [...(system ? [said("system", system)] : []), ...talk, said("user", turn.input)], ...settings };
+    const talk = before.flatMap((each) => [said("user", content(each)), said("assistant", each.writing.text)]);
+    return { messages: [...(system ? [said("system", system)] : []), ...talk, said("user", content(turn))], ...settings };
   }
 
   /** The turns before one. */
@@ -215,7 +227,7 @@ export class Story {
       const { parent } = turn;
       parent.children.splice(parent.children.indexOf(turn), 1);
       parent.chosen = parent.children.at(-1) ?? null;
-      error.input = turn.input;
+      Object.assign(error, { input: turn.input, media: turn.media });
     }
     return error;
   }
@@ -246,10 +258,10 @@ export class Story {
     this.lasts.set(session, turn.number);
   }
 
-  /** Has the server keep a turn that was stopped: it writes nothing more, and takes the tokens as they are. */
+  /** Has the server keep a turn that it did not keep itself: it writes nothing more, and takes the tokens as they are. */
   async save(turn) {
     const ids = turn.writing.ids();
-    if (!this.kept || !ids.length) return;
+    if (!this.kept || (turn.state === "stopped" && !ids.length)) return;
     const session = await this.session(turn.parent);
     await call("/v1/generate", { method: "POST", body: { ...this.body(turn, ids, session), max_new_tokens: 0 } });
     this.hold(turn, session);
@@ -270,6 +282,17 @@ export class Story {
     this.lasts.set(name, parent.number);
     this.branches = Math.max(this.branches, Number(name.match(/\.(\d+)$/)?.[1] ?? 1));
   }
+}
+
+/** What was given in a turn, as a message holds it. */
+function contentOf({ media, input }) {
+  if (!media.length) return input;
+  return [...media.map(({ part }) => part), ...(input ? [{ type: "text", text: input }] : [])];
+}
+
+/** Whether the same was given in two turns. */
+function gives(one, other) {
+  return one.input === other.input && one.media === other.media;
 }
 
 /** Whether a branch has the same tokens as another up to a place, and this one there. */
