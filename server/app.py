@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import ServeConfig, UserError
 from inference.host import Host
@@ -74,9 +75,22 @@ def middleware(config: ServeConfig, metrics: Metrics) -> list[Middleware]:
     return [
         Middleware(logs.Tracing, count=metrics.count),
         *([Middleware(CORSMiddleware, **pages, expose_headers=shown)] if config.cors_origins else []),
+        Middleware(Leases),
         Middleware(errors.Guard),
         Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout),
     ]
+
+
+class Leases:
+    """Lets go of the engines that a request held, when its answer is out: one that is to go waits for that."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.ExitStack() as stack:
+            scope.setdefault("state", {})["leases"] = stack
+            await self.app(scope, receive, send)
 
 
 def make_host(config: ServeConfig) -> Host:

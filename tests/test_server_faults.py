@@ -261,6 +261,27 @@ def test_what_does_not_finish_is_cut_off(start, signals):
     assert "Traceback" not in server.err.read_text()
 
 
+@pytest.mark.parametrize("enough", [True, False], ids=["finished", "cut off"])
+def test_a_stream_of_a_model_that_was_replaced_has_the_same_time_to_finish(start, model, enough):
+    server = start(LLM_MAX_NEW_TOKENS="10000000", LLM_DRAIN_SECONDS="60" if enough else "0.5").ready()
+    tokens = 1500 if enough else 10_000_000
+    sent = {"prompt": "Once", "max_new_tokens": tokens, "ignore_eos": True, "stream": True}
+    with httpx.Client(timeout=60) as other, other.stream("POST", f"{server.url}/v1/generate", json=sent) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        save(server.folder / "best_model.pt", model, step=8)
+        assert server.client.post("/v1/admin/reload").json()["model"]["step"] == 8
+        server.process.send_signal(signal.SIGTERM)
+        told = [line for line in lines if line]
+    if enough:
+        assert told[-1] == "data: [DONE]"
+        assert json.loads(told[-2].removeprefix("data: "))["model"]["step"] == 7
+    else:
+        assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "not_ready"
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.err.read_text()
+
+
 def test_a_server_that_is_still_loading_stops_at_once(start):
     server = start()
     assert server.stop() == 0
