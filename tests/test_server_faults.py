@@ -282,6 +282,27 @@ def test_a_stream_of_a_model_that_was_replaced_has_the_same_time_to_finish(start
     assert "Traceback" not in server.err.read_text()
 
 
+def test_a_developers_server_tells_as_much_and_its_tokens_outlive_a_change_of_the_code(start):
+    server = start("--dev", **MISSION, LLM_DRAIN_SECONDS="0.5", LLM_MAX_NEW_TOKENS="10000000").ready()
+    told = server.out.read_text()
+    assert "LLM_JWT_SECRET is an example's" in told and f"curl {server.url}/v1/generate" in told
+    assert f"{server.url}/docs" in told and server.client.get("/docs").status_code == 200
+    token = server.client.post("/oauth/token", data={"username": "admin", "password": "admin123"}).json()["access_token"]
+    os.utime(ROOT / "server" / "addresses.py")
+    server.wait(lambda: server.out.read_text().count("tiny, step 7") == 2)
+    headers = {"Authorization": f"Bearer {token}"}
+    assert server.client.get("/v1/sessions", headers=headers).status_code == 200
+    sent = {"prompt": "Once", "max_new_tokens": 10_000_000, "ignore_eos": True, "stream": True}
+    with httpx.Client(timeout=20) as other, other.stream("POST", f"{server.url}/v1/generate", json=sent, headers=headers) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+    assert "shutting down" in last, "it drains, like any other"
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.err.read_text()
+
+
 def test_a_server_that_is_still_loading_stops_at_once(start):
     server = start()
     assert server.stop() == 0
