@@ -76,29 +76,35 @@ class BodyLimit:
                 if headers.get(b"expect", b"").lower() != b"100-continue":
                     await discard(receive)
                 raise self.too_large()
-            async with asyncio.timeout(self.seconds):
-                body = await self.take(receive)
+            body = await self.take(receive)
         except ApiError as error:
-            return await error.response()(scope, receive, send)
-        except TimeoutError:
-            message = f"the body did not arrive within {self.seconds:g} seconds."
-            error = ApiError(408, message, code="body_timeout", headers={"Connection": "close"})
             return await error.response()(scope, receive, send)
         if body is not None:  # None: the client has left
             await self.app(scope, replay(body, receive), send)
 
     async def take(self, receive: Receive) -> bytes | None:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self.most:
-                await discard(receive)
-                raise self.too_large()
-            if not message.get("more_body"):
-                return bytes(body)
+        """The body; None when the client left.
+
+        Raises:
+            ApiError: 413 or 408.
+        """
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self.seconds):
+                while more and len(body) <= self.most:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body")
+        except TimeoutError:
+            message = f"the body did not arrive within {self.seconds:g} seconds."
+            raise ApiError(408, message, code="body_timeout", headers={"Connection": "close"}) from None
+        if len(body) <= self.most:
+            return bytes(body)
+        if more:
+            await discard(receive)
+        raise self.too_large()
 
     def too_large(self) -> ApiError:
         message = f"the body is larger than {self.most:,} bytes: send less."

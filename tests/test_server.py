@@ -300,16 +300,29 @@ def test_a_body_over_the_limit_is_refused(client):
     assert refused(client.post("/v1/generate", content=(b"x" * 1000 for _ in range(50)), headers=JSON), 413)
 
 
-def test_a_slow_body_is_given_up(address):
+def begin(address: str, rest: str) -> tuple[int, str, float]:
+    """Sends the beginning of a body and no more: the status and the code of the answer, and the seconds until it was closed."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as wire:
         head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
-        wire.sendall((head + "Content-Length: 100\r\n\r\n{").encode())
+        wire.sendall((head + rest).encode())
         t0 = time.monotonic()
-        told = wire.makefile("rb").read()  # to the end: the connection is closed
-    assert 0.2 < time.monotonic() - t0 < 2
-    assert told.startswith(b"HTTP/1.1 408")
-    assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_timeout"
+        head, _, body = wire.makefile("rb").read().partition(b"\r\n\r\n")  # to the end: the connection is closed
+    return int(head.split()[1]), json.loads(body)["error"]["code"], time.monotonic() - t0
+
+
+def test_a_slow_body_is_given_up(address):
+    status, code, seconds = begin(address, "Content-Length: 100\r\n\r\n{")
+    assert (status, code) == (408, "body_timeout")
+    assert 0.2 < seconds < 2
+
+
+@pytest.mark.parametrize("end", ["", "0\r\n\r\n"], ids=["goes on", "over"])
+def test_a_body_that_is_too_large_is_told_so_however_slow_it_is(address, end):
+    chunk = f"{30_000:x}\r\n{'x' * 30_000}\r\n"
+    status, code, seconds = begin(address, f"Transfer-Encoding: chunked\r\n\r\n{chunk}{end}")
+    assert (status, code) == (413, "body_too_large")
+    assert seconds < 5
 
 
 # ---- busy, gone
