@@ -393,6 +393,8 @@ def test_without_a_checkpoint_it_lives_and_says_what_it_waits_for(start, model):
     for answer in (server.generate(), server.generate(stream=True), server.client.get("/v1/models")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert "retry-after" in answer.headers
+    answer = server.client.post("/v1/admin/reload")
+    assert answer.status_code == 409 and answer.json()["error"]["message"].startswith("there is still no model: there is no checkpoint at")
     (server.folder / "best_model.pt").write_bytes(b"damaged")
     server.process.send_signal(signal.SIGHUP)
     server.wait(lambda: "is damaged" in server.client.get("/readyz").text)
