@@ -38,6 +38,7 @@ class Job:
     Attributes:
         history_tokens: how many of the ids are the session's.
         trimmed: the text is told without the white space at its beginning.
+        dropped: how many of a conversation's oldest messages did not fit; None where there is none.
     """
 
     http_request: Request
@@ -48,6 +49,7 @@ class Job:
     ids: list[int]
     history_tokens: int
     trimmed: bool = False
+    dropped: int | None = None
 
     def __post_init__(self) -> None:
         tokenizer, prefix = self.engine.tokenizer, self.settings.prefix_ids
@@ -81,6 +83,7 @@ class Job:
             "usage": answer.usage(running.request),
             "session_id": self.sent.session_id,
             "history_tokens": self.history_tokens,
+            **({} if self.dropped is None else {"dropped_messages": self.dropped}),
             "seed": running.request.seed,
             "model": answer.produced(self.engine),
         }
@@ -183,7 +186,9 @@ async def conversation(
     alone = len(await asyncio.to_thread(answer.chat_of(engine).ids, new)) if turns else len(prompt.ids)
     settings = dataclasses.replace(settings, stop=(*settings.stop, *prompt.stop))
     history_tokens = max(0, len(prompt.ids) - alone)
-    return Job(http_request, engine, caller, sent, settings, prompt.ids, history_tokens, trimmed=prompt.plain)
+    return Job(
+        http_request, engine, caller, sent, settings, prompt.ids, history_tokens, trimmed=prompt.plain, dropped=prompt.dropped
+    )
 
 
 def after_system(messages: list[Said]) -> list[Said]:
