@@ -294,6 +294,12 @@ def test_a_proxy_on_this_machine_is_no_excuse(host, folder, header):
     assert ask(host, folder, ("127.0.0.1", 1), {header: "203.0.113.9"}).status_code == 403
 
 
+@pytest.mark.parametrize(("keys", "status"), [((), 403), ((KEY,), 200)], ids=["open", "keys"])
+def test_a_name_of_the_internet_reads_them_only_where_there_are_keys(host, folder, keys, status):
+    """As SECURITY.md says: a page that points its own name at this machine (DNS rebinding)."""
+    assert ask(host, folder, ("127.0.0.1", 1), {"Host": "evil.example.org"}, api_keys=keys).status_code == status
+
+
 def test_with_a_port_of_their_own_they_are_not_on_the_servers(host, folder):
     assert ask(host, folder, ("127.0.0.1", 1), metrics_port=9100).status_code == 404
 
