@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from config import ServeConfig, UserError
 from serve import create_app
+from server import metrics
 from server.metrics_routes import own_port
 from tests.live import KEY, load, save, serving, wait_until
 
@@ -188,6 +189,21 @@ def test_without_a_model_the_rest_is_told(host, scrape, monkeypatch):
     assert now["llm_ready"] == 0
     assert not [name for name in now if name.startswith("llm_model_info")]
     assert "llm_generation_tokens_total" in now
+
+
+def test_what_the_machine_reads_at_best_is_never_less_than_what_the_engine_read(host, monkeypatch, complete, scrape):
+    """The trial at the start is slow where others use the machine, and the share of it in use would exceed 1 for ever."""
+    name = "llm_memory_read_limit_bytes_per_second"
+    monkeypatch.setattr(host, "memory_rate", 1.0)
+    monkeypatch.setattr(metrics, "REACH", 0.02)
+    before = scrape()
+    for _ in range(3):
+        complete(max_tokens=100)
+    after = scrape()
+    read, busy = (after[each] - before[each] for each in ("llm_memory_read_bytes_total", "llm_engine_busy_seconds_total"))
+    assert after[name] >= read / busy / 2 > 1.0, "the last moments may not have been measured yet"
+    monkeypatch.setattr(host, "memory_rate", 1e15)
+    assert scrape()[name] == 1e15
 
 
 # ---- another model
