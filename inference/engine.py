@@ -82,8 +82,8 @@ class Engine:
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
         self.cache = Slots(model.config, slots, weight.device, weight.dtype)
-        self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens)
         self.chunk = CHUNK.get(weight.device.type, CHUNK["cpu"])
+        self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens, self.chunk)
         self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())
         self.transcripts: dict[int, Transcript] = {}
         self.news = threading.Event()  # something came in: the thread need not sleep
@@ -240,7 +240,9 @@ class Engine:
             room -= min(slot.ahead, self.chunk)
             self.guard([slot], self.read)
         self.steps += 1
-        self.busy_seconds += time.perf_counter() - t0
+        seconds = time.perf_counter() - t0
+        self.busy_seconds += seconds
+        self.scheduler.took(seconds)
         return True
 
     def close_ranks(self) -> None:
