@@ -253,9 +253,11 @@ class Engine:
             self.scheduler.swap(idle, stray)
 
     def wants_to_be_alone(self, request: Request) -> bool:
-        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, so there a
-        seed asks for it; in one dtype a row of many has the bits that it has alone."""
-        return request.settings.deterministic or (self.quantized and request.settings.seed is not None)
+        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, and a GPU's
+        libraries choose theirs by the number of rows, so there a seed asks for it; in one dtype on a CPU a row of many has the bits
+        that it has alone."""
+        varies = self.quantized or self.device.type != "cpu"
+        return request.settings.deterministic or (varies and request.settings.seed is not None)
 
     def guard(self, slots: list[Slot], work) -> None:
         """Does one piece of work; if it fails, the requests it was for fail, and no others."""

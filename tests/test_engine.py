@@ -235,6 +235,15 @@ def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
         assert loaded.new == alone.new
 
 
+@pytest.mark.parametrize(("device", "int8", "apart"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True), ("mps", False, True)])
+def test_a_seed_asks_to_be_written_apart_where_arithmetic_varies_with_the_batch(tiny_model, device, int8, apart):
+    engine = Engine(tiny_model(), BYTES, quantized=int8)
+    engine.device = torch.device(device)
+    assert engine.wants_to_be_alone(Asked([65], seed=1)) == apart
+    assert not engine.wants_to_be_alone(Asked([65]))
+    assert engine.wants_to_be_alone(Asked([65], deterministic=True))
+
+
 def test_without_a_seed_one_is_drawn_and_told(tiny_model):
     a, b = (Asked([65], max_new_tokens=30, temperature=1.0) for _ in range(2))
     run(Engine(tiny_model(), BYTES), a, b)
