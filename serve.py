@@ -20,6 +20,8 @@ from config import ROOT, Parser, ServeConfig, UserError
 from server.listening import bind
 
 if TYPE_CHECKING:
+    import socket
+
     from fastapi import FastAPI
 
     from inference.host import Host
@@ -79,8 +81,13 @@ def serve(config: ServeConfig) -> None:
             stack.enter_context(metrics_routes.own_port(*figures))
         print(greeting.first_lines(config, app.state.gate, listening.getsockname()[1]), flush=True)
         make_server(app, config).run(sockets=[listening])
+    leave()
+
+
+def leave() -> None:
+    """Ends the process at once where the interpreter's usual end would crash a thread in the middle of loading a model."""
     if "loader" in {thread.name for thread in threading.enumerate()}:
-        os._exit(0)  # the interpreter's usual end would crash a thread that is in the middle of loading a model
+        os._exit(0)
 
 
 def make_server(app: FastAPI, config: ServeConfig) -> Any:
@@ -131,24 +138,32 @@ def how(config: ServeConfig) -> dict[str, Any]:
 def develop(config: ServeConfig) -> None:
     """Serves in a child process, which is started anew when a file of the server or the engine changes."""
     import uvicorn
+    from uvicorn.supervisors import ChangeReload
 
-    bind(config.host, config.port).close()  # a taken port is told better here
-    print(f"Watching server/ and inference/. http://{config.host}:{config.port}/docs", flush=True)
-    watched = [str(ROOT / name) for name in ("server", "inference")]
-    place = {"host": config.host, "port": config.port, "app_dir": str(ROOT)}
-    uvicorn.run("serve:dev_app", factory=True, reload=True, reload_dirs=watched, **place, **how(config))
+    from server import greeting
+    from server.auth import Gate
+
+    with bind(config.host, config.port) as listening:  # who calls between two processes waits in line
+        gate, port = Gate(config), listening.getsockname()[1]
+        os.environ["LLM_JWT_SECRET"] = gate.secret  # one for all the processes: tokens outlive a change of the code
+        print(greeting.first_lines(config, gate, port))
+        print(f"Watching server/ and inference/. {greeting.address(config, port)}/docs", flush=True)
+        watched = [str(ROOT / name) for name in ("server", "inference")]
+        how_to_watch = uvicorn.Config("serve:reloaded", reload=True, reload_dirs=watched, **how(config))
+        ChangeReload(how_to_watch, reloaded, [listening]).run()
 
 
-def dev_app() -> FastAPI:
-    """The application of a developer's server, with this process's flags."""
+def reloaded(sockets: list[socket.socket]) -> None:
+    """What each of these processes does: serves until it is told to stop, with the flags of the first one."""
     from server import logs
 
     config, _ = settings(sys.argv[1:])
     logs.configure(config.log_level, readable=True)
     try:
-        return create_app(config)
+        make_server(create_app(config), config).run(sockets=sockets)
     except UserError as error:
         sys.exit(str(error))
+    leave()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128, help="tokens that each text gets")
+    parser.add_argument("--slots", type=int, default=0, help="slots of our engine; 0 is one for each text")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of every side; 0 is one per core")
     parser.add_argument("--measure", nargs=4, metavar=("SIDE", "WHAT", "BATCH", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -113,10 +114,10 @@ def ours(what: str, batch: int, dtype: str, args: argparse.Namespace) -> float:
     model = GPT(ModelConfig()).eval()
     int8 = dtype == "int8"
     weights.prepare(model, torch.bfloat16 if int8 else getattr(torch, dtype), int8=int8)
-    engine = Engine(model, ByteTokenizer(), slots=batch)
+    engine = Engine(model, ByteTokenizer(), slots=max(batch, args.slots))
 
     def write(prompt: int, tokens: int) -> list[Request]:
-        settings = Settings(max_new_tokens=tokens, temperature=0, ignore_eos=True, seed=0)
+        settings = Settings(max_new_tokens=tokens, temperature=0, ignore_eos=True)  # no seed: it may ask to be written alone
         texts = torch.randint(VOCABULARY, (batch, prompt)).tolist()
         requests = [Request(ids, settings, lambda piece: None) for ids in texts]
         engine.run(requests)

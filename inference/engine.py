@@ -10,6 +10,7 @@ The same engine works without its thread: `run` steps it until its requests are 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -81,8 +82,8 @@ class Engine:
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
         self.cache = Slots(model.config, slots, weight.device, weight.dtype)
-        self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens)
         self.chunk = CHUNK.get(weight.device.type, CHUNK["cpu"])
+        self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens, self.chunk)
         self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())
         self.transcripts: dict[int, Transcript] = {}
         self.news = threading.Event()  # something came in: the thread need not sleep
@@ -90,6 +91,7 @@ class Engine:
         self.thread: threading.Thread | None = None
         self.threaded = False
         self.lock = threading.Lock()  # of the line: `submit` comes from other threads
+        self.holders = 0
         self.draining = self.stopping = False
         self.forget()
 
@@ -105,7 +107,7 @@ class Engine:
 
         Raises:
             Busy: when the line is full.
-            NotReady: while the engine drains.
+            NotReady: while the engine drains, unless somebody holds it.
             UserError: for a prompt that does not end with a token, or a bias on a token that the vocabulary does not have.
         """
         if not request.ids or request.ids[-1] < 0:
@@ -118,7 +120,7 @@ class Engine:
                 f"logit_bias names the token {strangers[0]}; this model has 0 to {self.tokenizer.vocab_size - 1}."
             )
         with self.lock:
-            if self.draining:
+            if self.stopping or (self.draining and not self.holders):
                 raise NotReady("the server is shutting down or changing its model: try again in a moment.")
             self.scheduler.check_room(request)
             self.scheduler.waiting.append(request)
@@ -126,6 +128,17 @@ class Engine:
             if self.threaded and not (self.thread and self.thread.is_alive()):
                 self.thread = threading.Thread(target=self.loop, name="engine", daemon=True)
                 self.thread.start()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Engine]:
+        """Keeps the engine at work until this is left: a drain waits, and takes what comes meanwhile, until its time is over."""
+        with self.lock:
+            self.holders += 1
+        try:
+            yield self
+        finally:
+            with self.lock:
+                self.holders -= 1
 
     def cancel(self, request: Request) -> None:
         """Gives a request up before its next token."""
@@ -161,7 +174,8 @@ class Engine:
 
     def halt(self) -> None:
         """Ends the thread after its step: one that the interpreter's end meets inside torch would abort the process."""
-        self.stopping = True
+        with self.lock:  # who is in `submit` now is in line before the end, or refused after it
+            self.stopping = True
         self.news.set()
         if thread := self.thread:
             thread.join()
@@ -177,11 +191,11 @@ class Engine:
                     return
 
     def drain(self, seconds: float = float("inf")) -> None:
-        """Takes nothing new, lets what runs finish for so long, and stops."""
+        """Takes nothing new but from those who hold it, lets them and what runs finish for so long, and stops."""
         with self.lock:
             self.draining = True
         t0 = time.monotonic()
-        while self.threaded and self.busy() and time.monotonic() - t0 < seconds:
+        while self.threaded and self.in_use() and time.monotonic() - t0 < seconds:
             time.sleep(0.01)
         if self.threaded:
             self.halt()
@@ -191,10 +205,10 @@ class Engine:
         while self.scheduler.waiting:
             self.finish(self.scheduler.waiting.popleft(), "cancelled")
 
-    def busy(self) -> bool:
-        """Whether there is anyone to serve."""
+    def in_use(self) -> bool:
+        """Whether there is anyone to serve, or who may still ask."""
         with self.lock:  # nobody is between the line and a slot
-            return bool(self.scheduler.waiting or self.scheduler.running)
+            return bool(self.holders or self.scheduler.waiting or self.scheduler.running)
 
     def run(self, requests: Iterable[Request]) -> None:
         """Steps without a thread until these requests are done. Their sinks get the pieces."""
@@ -226,7 +240,9 @@ class Engine:
             room -= min(slot.ahead, self.chunk)
             self.guard([slot], self.read)
         self.steps += 1
-        self.busy_seconds += time.perf_counter() - t0
+        seconds = time.perf_counter() - t0
+        self.busy_seconds += seconds
+        self.scheduler.took(seconds)
         return True
 
     def close_ranks(self) -> None:
@@ -237,9 +253,11 @@ class Engine:
             self.scheduler.swap(idle, stray)
 
     def wants_to_be_alone(self, request: Request) -> bool:
-        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, so there a
-        seed asks for it; in one dtype a row of many has the bits that it has alone."""
-        return request.settings.deterministic or (self.quantized and request.settings.seed is not None)
+        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, and a GPU's
+        libraries choose theirs by the number of rows, so there a seed asks for it; in one dtype on a CPU a row of many has the bits
+        that it has alone."""
+        varies = self.quantized or self.device.type != "cpu"
+        return request.settings.deterministic or (varies and request.settings.seed is not None)
 
     def guard(self, slots: list[Slot], work) -> None:
         """Does one piece of work; if it fails, the requests it was for fail, and no others."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -17,7 +19,6 @@ CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU
 EARLIER = 16  # the most models that are kept after others took their places
 EARLIER_BYTES = 2 * 2**30  # the most that they and their caches take together
 EARLIER_SLOTS = 2  # texts that each of them writes at once
-GRACE = 3.0  # seconds in which an engine that was replaced still takes requests
 MOST_SLOTS = {"cpu": 32, "cuda": 128}
 
 
@@ -56,7 +57,9 @@ class Host:
         self.reason = "the model is being loaded."
         self.memory_rate = 0.0
         self.draining = False
+        self.retiring: set[Engine] = set()  # those that others took the places of, until they are done
         self.loading = threading.Lock()
+        self.changing = threading.Lock()  # of which engines there are
 
     @property
     def engine(self) -> Engine:
@@ -76,6 +79,23 @@ class Host:
             NotReady: with the reason.
         """
         return [self.engine, *reversed(list(self.earlier.values()))]
+
+    @contextlib.contextmanager
+    def lease(self, model_id: str | None = None) -> Iterator[Engine]:
+        """The engine of a model, by default the one that answers now. It takes requests until this is left, whatever happens:
+        one whose place another takes, or whose server is told to stop, waits for those who hold it.
+
+        Raises:
+            NotReady: with the reason.
+            KeyError: for a model that is not here.
+        """
+        with contextlib.ExitStack() as stack:
+            with self.changing:  # an engine cannot go between being found and being held
+                found = next((each for each in self.engines() if model_id in (None, each.model_id)), None)
+                if found is None:
+                    raise KeyError(model_id)
+                stack.enter_context(found.held())
+            yield found
 
     def stamp(self) -> tuple | None:
         """What changes when another checkpoint lies at the path; None where there is none."""
@@ -100,27 +120,39 @@ class Host:
                     told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}, see the log."
                     self.reason = f"the checkpoint could not be loaded: {told}"
                 raise
-            if self.draining:
-                engine.drain(0)
-                return
-            before, self.current, self.reason = self.current, engine, ""
-            if before and self.keep_earlier:
-                self.keep(before)
-        if before:
-            threading.Thread(target=retire, args=[before], name="retire", daemon=True).start()
+            before = self.current
+            smaller = self.smaller(before) if before and self.keep_earlier and before.model_id != engine.model_id else None
+            with self.changing:
+                if self.draining:
+                    gone = [engine]
+                else:
+                    self.current, self.reason = engine, ""
+                    gone = [*filter(None, [before]), *self.keep(smaller)]
+                self.retiring.update(gone)
+        for each in gone:
+            threading.Thread(target=self.retire, args=[each], name="retire", daemon=True).start()
 
-    def keep(self, engine: Engine) -> None:
-        """Lets the model of an engine that was replaced be asked by its name, in a small engine. The oldest make room."""
-        self.earlier.pop(self.current.model_id, None)  # the same step again
-        if engine.model_id != self.current.model_id:
-            told = {name: getattr(engine, name) for name in ("weight_bytes", "parameters", "quantized")}
-            self.earlier[engine.model_id] = Engine(
-                engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **told
-            )
-            self.earlier[engine.model_id].start()
+    def smaller(self, engine: Engine) -> Engine:
+        """A small engine, with its thread running, for the model of one that is being replaced."""
+        told = {name: getattr(engine, name) for name in ("weight_bytes", "parameters", "quantized")}
+        small = Engine(engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **told)
+        small.start()
+        return small
+
+    def keep(self, engine: Engine | None) -> list[Engine]:
+        """Lets an earlier model be asked by its name, if there is one to keep; those that make room for it, the oldest first."""
+        same = self.earlier.pop(self.current.model_id, None)  # the model that answers now is asked in its large engine
+        if engine:
+            self.earlier[engine.model_id] = engine
+        gone = [same] if same else []
         while len(self.earlier) > EARLIER or sum(map(Engine.memory, self.earlier.values())) > EARLIER_BYTES:
-            oldest = self.earlier.pop(next(iter(self.earlier)))
-            threading.Thread(target=retire, args=[oldest], name="retire", daemon=True).start()
+            gone.append(self.earlier.pop(next(iter(self.earlier))))
+        return gone
+
+    def retire(self, engine: Engine) -> None:
+        """Lets an engine finish for those who hold it."""
+        engine.drain()
+        self.retiring.discard(engine)
 
     def make_engine(self) -> Engine:
         """A warm engine, with its thread running."""
@@ -146,16 +178,12 @@ class Host:
 
     def drain(self, seconds: float = float("inf")) -> None:
         """Takes nothing new, lets what runs finish for so long, and stops."""
-        self.draining, self.reason = True, "the server is shutting down."
+        with self.changing:
+            self.draining, self.reason = True, "the server is shutting down."
+            engines = [*filter(None, [self.current]), *self.earlier.values(), *self.retiring]
         t0 = time.monotonic()
-        for engine in filter(None, [self.current, *self.earlier.values()]):
+        for engine in engines:
             engine.drain(max(0.0, seconds - (time.monotonic() - t0)))
-
-
-def retire(engine: Engine) -> None:
-    """Lets an engine that was replaced finish. Who asked for it just before may still be on the way with a request."""
-    time.sleep(GRACE)
-    engine.drain()
 
 
 def warm_up(engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -78,13 +80,18 @@ class Scheduler:
     Args:
         count: slots, which is how many requests run at once.
         most_waiting, most_tokens: how long the line may be, in requests and in tokens of their prompts.
+        chunk: tokens of a prompt that a step reads.
+
+    Attributes:
+        seconds_per_step: how long a step takes just now, a running mean.
+        share: how much of what requests may write they do write, a running mean.
     """
 
-    def __init__(self, count: int, block_size: int, most_waiting: int, most_tokens: int):
+    def __init__(self, count: int, block_size: int, most_waiting: int, most_tokens: int, chunk: int):
         self.slots = [Slot(index) for index in range(count)]
-        self.block_size, self.most_waiting, self.most_tokens = block_size, most_waiting, most_tokens
+        self.block_size, self.most_waiting, self.most_tokens, self.chunk = block_size, most_waiting, most_tokens, chunk
         self.waiting: deque[Request] = deque()
-        self.seconds_per_request = 1.0  # a running mean, for `Retry-After`
+        self.seconds_per_step, self.share = 0.0, 1.0
 
     @property
     def running(self) -> list[Slot]:
@@ -101,13 +108,33 @@ class Scheduler:
             Busy: with the time after which to come again.
         """
         free = len(self.slots) - len(self.running)
-        crowded = len(self.waiting) - free >= self.most_waiting  # who finds a slot free does not wait
-        if crowded or (self.waiting and self.waiting_tokens + request.prompt_length > self.most_tokens):
-            rounds = (len(self.waiting) + 1) / len(self.slots)
-            raise Busy(
-                f"{len(self.waiting)} requests are waiting, which is all the queue holds: try again in a moment.",
-                retry_after=max(0.1, rounds * self.seconds_per_request),
-            )
+        in_line = max(0, len(self.waiting) - free)  # who will find a slot free does not wait
+        tokens = self.waiting_tokens
+        if len(self.waiting) - free >= self.most_waiting:
+            told = f"{in_line} requests are waiting, which is all the queue holds"
+        elif self.waiting and tokens + request.prompt_length > self.most_tokens:
+            told = f"the prompts that are waiting have {tokens} tokens, and with this one's {request.prompt_length} more than the queue holds"
+        else:
+            return
+        raise Busy(f"{told}: try again in a moment.", retry_after=max(0.1, self.steps_until_a_turn() * self.seconds_per_step))
+
+    def steps_until_a_turn(self) -> float:
+        """How many steps from now a slot would be free for one more in line, if everyone goes on as before."""
+        running = [(slot, request) for slot in self.slots if (request := slot.request)]  # it may leave while we look
+        free_at = [self.steps_left(request, len(request.ids) - slot.base - slot.length) for slot, request in running]
+        free_at += [0.0] * (len(self.slots) - len(running))
+        heapq.heapify(free_at)
+        for request in tuple(self.waiting):
+            heapq.heapreplace(free_at, free_at[0] + self.steps_left(request, request.prompt_length))
+        return free_at[0]
+
+    def steps_left(self, request: Request, unread: int) -> float:
+        """How many steps a request is expected to take: a chunk of its prompt or one token each."""
+        return math.ceil(unread / self.chunk) + max(1.0, self.share * request.settings.max_new_tokens - request.written)
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a step took."""
+        self.seconds_per_step += (seconds - self.seconds_per_step) * (0.1 if self.seconds_per_step else 1.0)
 
     def admit(self) -> None:
         """Gives free slots to those who wait longest: the slot that knows most of the prompt, else the one longest unused."""
@@ -138,7 +165,8 @@ class Scheduler:
 
     def release(self, slot: Slot) -> None:
         request = slot.request
-        self.seconds_per_request += 0.1 * (time.monotonic() - request.admitted - self.seconds_per_request)
+        if request.settings.max_new_tokens:
+            self.share += 0.1 * (request.written / request.settings.max_new_tokens - self.share)
         slot.leave()
 
     def used_places(self) -> int:

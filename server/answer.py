@@ -69,17 +69,17 @@ def engines_of(request: Request) -> list[Engine]:
 
 
 def engine_of(request: Request, name: str | None = None) -> Engine:
-    """The engine of this name; without one, or called `default`, the one that answers now.
+    """The engine of this name; without one, or called `default`, the one that answers now. It is there until the answer is out.
 
     Raises:
         ApiError: 503 with the reason, while there is none; 404 for a model that is not here.
     """
-    engines = engines_of(request)
-    if name in (None, DEFAULT):
-        return engines[0]
-    for engine in engines:
-        if engine.model_id == name:
-            return engine
+    try:
+        return request.state.leases.enter_context(request.app.state.host.lease(None if name == DEFAULT else name))
+    except NotReady as error:
+        raise not_ready(error) from None
+    except KeyError:
+        engines = engines_of(request)
     here = [f"{engines[0].model_id}, which is {DEFAULT} as well", *(engine.model_id for engine in engines[1:])]
     message = f"there is no such model; this server has {'; '.join(here)}."
     raise ApiError(404, message, param="model", code="model_not_found")

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import ServeConfig, UserError
 from inference.host import Host
@@ -78,6 +78,7 @@ def middleware(config: ServeConfig, metrics: Metrics, gate: Gate, host: Host) ->
     return [
         Middleware(logs.Tracing, count=metrics.count),
         *([Middleware(CORSMiddleware, **pages, expose_headers=shown)] if config.cors_origins else []),
+        Middleware(Leases),
         Middleware(errors.Guard),
         Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout, more=room_for_media(config, gate, host)),
     ]
@@ -96,6 +97,18 @@ def room_for_media(config: ServeConfig, gate: Gate, host: Host) -> Callable[[Sco
         return config.max_media_bytes
 
     return more
+
+
+class Leases:
+    """Lets go of the engines that a request held, when its answer is out: one that is to go waits for that."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.ExitStack() as stack:
+            scope.setdefault("state", {})["leases"] = stack
+            await self.app(scope, receive, send)
 
 
 def make_host(config: ServeConfig) -> Host:

@@ -47,6 +47,7 @@ class Gate:
 
     Attributes:
         random_key: the key that was made for this run, where the configuration asks for one.
+        secret: what users' tokens are signed with, given or made for this run.
         notice: what the person who starts the server should know, if anything.
 
     Raises:
@@ -61,8 +62,8 @@ class Gate:
         self.keys = [(digest(key), Caller(f"key:{digest(key).hex()[:12]}", "key")) for key in keys]
         self.admin = digest(config.admin_key) if config.admin_key else None
         self.passwords = Passwords(users) if users else None
-        secret, self.notice = signing_secret(config) if users else ("", "")
-        self.tokens = Tokens(secret, config.jwt_expire_minutes) if users else None
+        self.secret, self.notice = signing_secret(config) if users else ("", "")
+        self.tokens = Tokens(self.secret, config.jwt_expire_minutes) if users else None
         self.rate, self.attempts = RateLimit(config.rate_limit_rpm), RateLimit(ATTEMPTS)
         if self.open and not is_loopback(config.host) and not config.allow_open:
             raise UserError(OPEN.format(host=config.host))

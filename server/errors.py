@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import sys
+from itertools import groupby
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -103,17 +105,30 @@ async def api_error(request: Request, error: ApiError) -> JSONResponse:
 
 async def http_error(request: Request, error: HTTPException) -> JSONResponse:
     """What the framework refuses: unknown paths, wrong methods, bodies that cannot be read."""
-    message, headers = str(error.detail), dict(error.headers or {})
+    message, headers, code = str(error.detail), dict(error.headers or {}), None
     if error.status_code == 404:
         hint = "POST /v1/generate writes text" if hasattr(request.app.state, "host") else "/training shows the runs"
-        message = f"there is nothing at {clip(request.url.path)}; {hint}."
+        message, code = f"there is nothing at {clip(request.url.path)}; {hint}.", "unknown_url"
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(methods(request))
         message = f"{clip(request.method)} is not for {clip(request.url.path)}; it takes {headers['Allow']}."
+        code = "method_not_allowed"
     elif error.status_code == 400:
-        message = "the body cannot be read: send JSON in UTF-8."
+        message, code = unreadable(request, error.__cause__), "invalid_json"
     kind = TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
-    return ApiError(error.status_code, message, kind, headers=headers).response()
+    return ApiError(error.status_code, message, kind, code=code, headers=headers).response()
+
+
+def unreadable(request: Request, cause: BaseException | None) -> str:
+    """Why a body is not even wrong: what stopped the reader."""
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding != "identity":
+        return f"the body comes with Content-Encoding: {clip(coding)}, which this server does not read: send it as it is."
+    if isinstance(cause, RecursionError):
+        return "the body is nested too deeply: no field takes a list in a list in a list."
+    if isinstance(cause, ValueError) and not isinstance(cause, UnicodeDecodeError):
+        return f"the body holds a number of more than {sys.get_int_max_str_digits()} digits: no field takes one so long."
+    return "the body cannot be read: send JSON in UTF-8."
 
 
 def methods(request: Request) -> list[str]:
@@ -128,13 +143,54 @@ async def validation_error(request: Request, error: RequestValidationError) -> J
     if mistakes[0]["type"] == "json_invalid":
         reason, place = mistakes[0]["ctx"]["error"], mistakes[0]["loc"][-1]
         return ApiError(400, f"the body is no JSON: {reason} at character {place}.", code="invalid_json").response()
+    mistakes = meant(mistakes)
     told = dict.fromkeys(sentence(each, fields_of(request)) for each in mistakes)
     return ApiError(422, "; ".join(list(told)[:MOST_TOLD]) + ".", param=place_of(mistakes[0])).response()
+
+
+def meant(mistakes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mistakes, but of a field that may be of several kinds only those of the kind that comes nearest to what was sent.
+
+    pydantic tells what is wrong for each kind, which contradicts itself: a list of texts with a number in it is no text, no list
+    of texts, and no list of numbers. Where no kind is near, all of them become one mistake.
+    """
+    found = []
+    for _, same in groupby(mistakes, key=lambda each: of_a_union(each)[0] or id(each)):
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for mistake in same:
+            kinds.setdefault(of_a_union(mistake)[1], []).append(mistake)
+        nearest = min(kinds.values(), key=distance)
+        if len(kinds) > 1 and distance(nearest)[0]:
+            wanted = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each, *_ in kinds.values())
+            nearest = [{**nearest[0], "msg": f"Input should be {' or '.join(wanted)}"}]
+        found += nearest
+    return found
+
+
+def of_a_union(mistake: dict[str, Any]) -> tuple[tuple, str]:
+    """The place of the union that a mistake was found in, and which of its members; nothing for a mistake in none."""
+    for at, part in enumerate(mistake["loc"][1:], 1):
+        if is_member(part) and mistake["type"] != "extra_forbidden":
+            return mistake["loc"][:at], part
+    return (), ""
+
+
+def distance(mistakes: list[dict[str, Any]]) -> tuple[bool, int, int]:
+    """How far what was sent is from one member of a union: is it of another kind altogether; how many parts are; all mistakes."""
+    kinds = [each for each in mistakes if each["type"].endswith("_type")]
+    return any(is_member(each["loc"][-1]) for each in kinds), len(kinds), len(mistakes)
+
+
+def is_member(part: str | int) -> bool:
+    """Whether a part of a place is a member of a union, such as `list[str]`, rather than a field or an index."""
+    return str(part) in UNION_MEMBERS or "[" in str(part)
 
 
 def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
     """One mistake in words, without the value."""
     place, kind = place_of(mistake), mistake["type"]
+    if kind == "string_unicode":
+        return f"{place or 'the body'}: a name in it holds half of a surrogate pair, which is no character"
     if place is None:
         return "the body must be a JSON object, sent with the header Content-Type: application/json"
     if kind == "missing":
@@ -142,7 +198,12 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(place, fields, 1, 0.6)
         return f"there is no field '{place}': {f'perhaps {near[0]} was meant' if near else 'leave it out'}"
-    return f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    if kind in ("too_short", "too_long"):
+        limits, short = mistake["ctx"], kind == "too_short"
+        wanted = f"{limits['min_length']} at least" if short else f"{limits['max_length']} at most"
+        return f"{place} has a length of {limits['actual_length']}: it must be {wanted}"
+    message = mistake["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]}"
 
 
 def place_of(mistake: dict[str, Any]) -> str | None:
@@ -150,7 +211,7 @@ def place_of(mistake: dict[str, Any]) -> str | None:
     places = [str(part) for part in mistake["loc"][1:]]
     theirs = places[-1:] if mistake["type"] == "extra_forbidden" else []  # a name of the client's, whatever it looks like
     ours = places[: len(places) - len(theirs)]
-    parts = [part for part in ours if part not in UNION_MEMBERS and "[" not in part] + theirs
+    parts = [part for part in ours if not is_member(part)] + theirs
     return clip(".".join(parts)) if parts else None
 
 

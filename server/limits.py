@@ -74,13 +74,8 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         try:
             most = await self.limit(scope, receive)
-            async with asyncio.timeout(self.seconds):
-                body = await self.take(receive, most)
+            body = await self.take(receive, most)
         except ApiError as error:
-            return await error.response()(scope, receive, send)
-        except TimeoutError:
-            message = f"the body did not arrive within {self.seconds:g} seconds."
-            error = ApiError(408, message, code="body_timeout", headers={"Connection": "close"})
             return await error.response()(scope, receive, send)
         if body is not None:  # None: the client has left
             await self.app(scope, replay(body, receive), send)
@@ -104,17 +99,28 @@ class BodyLimit:
         return most
 
     async def take(self, receive: Receive, most: int) -> bytes | None:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > most:
-                await discard(receive)
-                raise too_large(most)
-            if not message.get("more_body"):
-                return bytes(body)
+        """The body; None when the client left.
+
+        Raises:
+            ApiError: 413 or 408.
+        """
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self.seconds):
+                while more and len(body) <= most:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body")
+        except TimeoutError:
+            message = f"the body did not arrive within {self.seconds:g} seconds."
+            raise ApiError(408, message, code="body_timeout", headers={"Connection": "close"}) from None
+        if len(body) <= most:
+            return bytes(body)
+        if more:
+            await discard(receive)
+        raise too_large(most)
 
 
 def too_large(most: int) -> ApiError:

@@ -126,5 +126,5 @@ def configure(level: str, readable: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Readable() if readable else JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("uvicorn.error", "asyncio"):
+    for noisy in ("uvicorn.error", "asyncio", "torch"):  # torch tells of its caches when it is stopped in the middle of its import
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))

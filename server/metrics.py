@@ -33,6 +33,8 @@ FIRST_TOKEN = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5,
 BETWEEN_TOKENS = (.0005, .001, .002, .003, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5)  # fmt: skip
 WHOLE = (.005, .01, .025, .05, .1, .2, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)  # fmt: skip
 
+REACH = 1.0  # seconds of work over which the engines' use of the memory is measured: shorter ones end within a step
+
 # What an engine counts since its start: the attribute of its Stats, the name here, and what it says.
 TOTALS = {
     "generation_tokens": ("llm_generation_tokens", "Tokens written."),
@@ -114,6 +116,7 @@ class EngineCollector(Collector):
         self.host, self.lock = host, threading.Lock()
         self.seen: weakref.WeakKeyDictionary[Engine, Stats | None] = weakref.WeakKeyDictionary()
         self.totals = dict.fromkeys(TOTALS, 0.0)
+        self.mark, self.reached = (0.0, 0.0), 0.0  # bytes and seconds when it was last measured; the best rate so far
 
     def look(self, *engines: Engine) -> list[Stats]:
         """Adds what the engines counted since the last look; their figures now."""
@@ -124,7 +127,15 @@ class EngineCollector(Collector):
                 self.seen[engine] = now = engine.stats()
                 for name in TOTALS:
                     self.totals[name] += getattr(now, name) - getattr(before, name, 0)
+            self.measure()
             return list(self.seen.values())
+
+    def measure(self) -> None:
+        """How fast the engines were seen to read. On a busy machine the trial at the start may have been slower than that."""
+        read, busy = (self.totals[name] - before for name, before in zip(("bytes_read", "busy_seconds"), self.mark, strict=True))
+        if busy >= REACH:
+            self.reached = max(self.reached, read / busy)
+            self.mark = self.totals["bytes_read"], self.totals["busy_seconds"]
 
     def collect(self) -> Iterator[Metric]:
         engines = []
@@ -143,8 +154,8 @@ class EngineCollector(Collector):
         yield gauge("slots", "Requests that can run at once.", max((each.slots for each in stats), default=0))
         usage = max((each.kv_usage for each in stats), default=0)
         yield gauge("kv_cache_usage_ratio", "Share of the cache that running requests fill.", usage)
-        rate = self.host.memory_rate
-        yield gauge("memory_read_limit_bytes_per_second", "What this machine reads at best, as measured.", rate)
+        rate = max(self.host.memory_rate, self.reached)
+        yield gauge("memory_read_limit_bytes_per_second", "What this machine reads at best, as far as was seen.", rate)
         for name, (metric, text) in TOTALS.items():
             yield CounterMetricFamily(metric, text, self.totals[name])
         yield InfoMetricFamily("llm_build", "What the server runs on.", build())

@@ -39,6 +39,7 @@ class Job:
         history_tokens: how many of the ids are the session's.
         media: the pictures and sounds among the ids.
         trimmed: the text is told without the white space at its beginning.
+        dropped: how many of a conversation's oldest messages did not fit; None where there is none.
     """
 
     http_request: Request
@@ -50,6 +51,7 @@ class Job:
     history_tokens: int
     media: tuple[Any, ...] = ()
     trimmed: bool = False
+    dropped: int | None = None
 
     def __post_init__(self) -> None:
         tokenizer, prefix = self.engine.tokenizer, self.settings.prefix_ids
@@ -83,6 +85,7 @@ class Job:
             "usage": answer.usage(running.request),
             "session_id": self.sent.session_id,
             "history_tokens": self.history_tokens,
+            **({} if self.dropped is None else {"dropped_messages": self.dropped}),
             "seed": running.request.seed,
             "model": answer.produced(self.engine),
         }
@@ -185,7 +188,9 @@ async def conversation(
     alone = len(await asyncio.to_thread(answer.chat_of(engine).ids, new)) if turns else len(prompt.ids)
     settings = dataclasses.replace(settings, stop=(*settings.stop, *prompt.stop))
     history_tokens = max(0, len(prompt.ids) - alone)
-    return Job(http_request, engine, caller, sent, settings, prompt.ids, history_tokens, prompt.media, prompt.plain)
+    return Job(
+        http_request, engine, caller, sent, settings, prompt.ids, history_tokens, prompt.media, prompt.plain, prompt.dropped
+    )
 
 
 def after_system(messages: list[Said]) -> list[Said]:

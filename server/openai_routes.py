@@ -67,7 +67,7 @@ async def completions(request: Request, body: Completion, who: Known) -> Respons
     """Texts that go on from prompts."""
     engine = answer.engine_of(request, body.model)
     prompts = several(body.prompt)
-    check_number(request, len(prompts) * body.choices, "prompt")
+    check_number(request, len(prompts), body.choices)
     settings = body.settings(
         engine.tokenizer.vocab_size,
         max_new_tokens=to_write(request, body.max_tokens, COMPLETION_TOKENS),
@@ -86,7 +86,7 @@ async def completions(request: Request, body: Completion, who: Known) -> Respons
 async def chat_completions(request: Request, body: ChatCompletion, who: Known) -> Response:
     """The next thing that the assistant says. `dropped_messages` are those that the context had no room for."""
     engine = answer.engine_of(request, body.model)
-    check_number(request, body.choices, "n")
+    check_number(request, 1, body.choices)
     asked = body.max_completion_tokens or body.max_tokens
     prompt = await answer.chat_prompt(engine, await media.messages(engine, body.messages), asked)
     fitting = max(1, engine.block_size - len(prompt.ids))
@@ -101,15 +101,16 @@ async def chat_completions(request: Request, body: ChatCompletion, who: Known) -
     return await respond(request, body, who, engine, texts, dropped_messages=prompt.dropped)
 
 
-def check_number(request: Request, texts: int, param: str) -> None:
+def check_number(request: Request, prompts: int, choices: int) -> None:
     """Refuses more texts than an empty queue holds: they would find it full however often they came.
 
     Raises:
-        ApiError: 400.
+        ApiError: 400, which blames n where a single prompt has too many choices.
     """
     most = max(1, min(MOST_TEXTS, request.app.state.config.max_waiting))
-    if texts > most:
-        raise ApiError(400, f"this server writes {most} texts at most for one request.", param=param)
+    if prompts * choices > most:
+        message = f"{prompts * choices} texts are asked for, and this server writes {most} at most for one request."
+        raise ApiError(400, message, param="n" if choices > most else "prompt")
 
 
 def describe(engine: Engine) -> dict[str, Any]:

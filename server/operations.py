@@ -38,10 +38,12 @@ async def readyz(request: Request) -> dict[str, Any]:
 @router.post("/v1/admin/reload", dependencies=[Depends(admin)])
 async def reload(request: Request) -> dict[str, Any]:
     """Loads the checkpoint again; the one before answers until the new one can, and finishes what it has begun."""
+    host = request.app.state.host
     try:
-        await asyncio.to_thread(request.app.state.host.load)
+        await asyncio.to_thread(host.load)
     except UserError as error:
-        raise ApiError(409, f"the model stays as it is: {error}", code="reload_failed") from error
+        outcome = "the model stays as it is" if host.current else "there is still no model"
+        raise ApiError(409, f"{outcome}: {error}", code="reload_failed") from error
     engine = answer.engine_of(request)
     log.info("model loaded", extra={"told": {"model": engine.model_id}})
     return {"model": answer.produced(engine)}

@@ -199,6 +199,9 @@ class Generated(BaseModel):
     usage: Usage
     session_id: str | None
     history_tokens: int = Field(description="tokens of the session's text that the model saw")
+    dropped_messages: int | None = Field(
+        None, description="with messages only: how many of the oldest, the session's too, the context had no room for"
+    )
     seed: int
     model: Produced
     tokens: list[Written] | None = Field(None, description="with logprobs only")

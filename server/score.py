@@ -18,6 +18,7 @@ from server.limits import later
 from server.schemas import Scored, ScoreRequest
 from server.spelling import Places, spelt
 
+PATIENCE = 0.5  # seconds until a window asks again for a place in a line that was full
 router = APIRouter()
 
 
@@ -68,7 +69,7 @@ async def score_window(
         except ApiError as error:
             if not patient or error.code != "queue_full":
                 raise
-            await asyncio.sleep(float(error.headers["Retry-After"]))
+            await asyncio.sleep(PATIENCE)
 
 
 def check_report(http_request: Request, sent: ScoreRequest, tokens: int) -> None:

@@ -177,13 +177,15 @@ class Sessions:
     def recent(self, owner: str, before: float, limit: int) -> list[dict[str, Any]]:
         """Sessions last used before an instant, the newest first: how many turns each has, and how the first of them begins."""
         rows = self.connection().execute(
-            "SELECT name, sessions.created, used, (SELECT count(*) FROM turns WHERE session = key), substr(prompt, 1, ?), substr(text, 1, ?) "
+            "SELECT name, sessions.created, used, (SELECT count(*) FROM turns WHERE session = key), "
+            "substr(CAST(prompt AS BLOB), 1, ?), substr(CAST(text AS BLOB), 1, ?) "  # of a text SQLite sees nothing after a NUL
             "FROM sessions LEFT JOIN turns ON session = key AND number = (SELECT min(number) FROM turns WHERE session = key) "
             "WHERE owner = ? AND used < ? AND used >= ? ORDER BY used DESC LIMIT ?",
-            [BEGINNING, BEGINNING, owner, before, self.oldest(), limit],
+            [4 * BEGINNING, 4 * BEGINNING, owner, before, self.oldest(), limit],  # bytes: a character takes four at most
         )
         names = ("session_id", "created", "used", "turns", "prompt", "text")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        found = [(*row[:4], *(beginning(raw) if row[3] else None for raw in row[4:])) for row in rows]
+        return [dict(zip(names, each, strict=True)) for each in found]
 
     def fork(self, owner: str, name: str, to: str, last: int) -> bool | None:
         """Copies the turns of a session up to a number into a new one; None for no such session, False for a name that is taken."""
@@ -229,6 +231,11 @@ class Sessions:
         self.threads.shutdown()
         for connection in self.connections:
             connection.close()
+
+
+def beginning(raw: bytes | None) -> str:
+    """How a turn begins, from its first bytes, the last of which may be a part of a character. A part of nothing is NULL."""
+    return (raw or b"").decode(errors="ignore")[:BEGINNING]
 
 
 def is_locked(error: sqlite3.Error) -> bool:

@@ -235,6 +235,15 @@ def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
         assert loaded.new == alone.new
 
 
+@pytest.mark.parametrize(("device", "int8", "apart"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True), ("mps", False, True)])
+def test_a_seed_asks_to_be_written_apart_where_arithmetic_varies_with_the_batch(tiny_model, device, int8, apart):
+    engine = Engine(tiny_model(), BYTES, quantized=int8)
+    engine.device = torch.device(device)
+    assert engine.wants_to_be_alone(Asked([65], seed=1)) == apart
+    assert not engine.wants_to_be_alone(Asked([65]))
+    assert engine.wants_to_be_alone(Asked([65], deterministic=True))
+
+
 def test_without_a_seed_one_is_drawn_and_told(tiny_model):
     a, b = (Asked([65], max_new_tokens=30, temperature=1.0) for _ in range(2))
     run(Engine(tiny_model(), BYTES), a, b)
@@ -676,18 +685,60 @@ def test_who_finds_a_free_slot_does_not_wait(tiny_model, most):
     assert [request.finish_reason for request in asked] == ["length"] * (2 + most)
 
 
-def test_the_time_to_come_again_grows_with_the_line_and_the_time_that_requests_take(tiny_model):
-    def time_told(waiting: int, seconds: float) -> float:
-        scheduler = Scheduler(2, 32, most_waiting=waiting, most_tokens=1000)
-        scheduler.seconds_per_request = seconds
-        for slot in scheduler.slots:
-            slot.take(Asked([65]), 32)
-        scheduler.waiting.extend(Asked([65]) for _ in range(waiting))
-        with pytest.raises(Busy) as refusal:
-            scheduler.check_room(Asked([65]))
-        return refusal.value.retry_after
+def refusal(scheduler: Scheduler, **settings) -> Busy:
+    with pytest.raises(Busy) as refusal:
+        scheduler.check_room(Asked([65], **settings))
+    return refusal.value
 
-    assert 0 < time_told(1, 0.0) < time_told(1, 2.0) < time_told(10, 2.0) < time_told(10, 4.0)
+
+def test_the_time_to_come_again_is_that_of_the_texts_before(tiny_model):
+    """Two at once, of 100 tokens each: one of the two that run has written 60, so the first slot is free in 40 steps."""
+    scheduler = Scheduler(2, 32, most_waiting=3, most_tokens=1000, chunk=8)
+    for slot, written in zip(scheduler.slots, (60, 0), strict=True):
+        slot.take(Asked([65], max_new_tokens=100), 32)
+        slot.request.ids += [66] * written
+        slot.base, slot.length = written, 1
+    scheduler.waiting.extend(Asked([65] * 20, max_new_tokens=100) for _ in range(3))
+    scheduler.took(0.1)
+    assert refusal(scheduler).retry_after == pytest.approx(0.1 * (100 + 100 + 3), abs=0.2), "20 tokens are read in 3 steps"
+    for _ in range(40):
+        scheduler.took(0.2)
+    assert refusal(scheduler).retry_after == pytest.approx(0.2 * 203, rel=0.05)
+    scheduler.waiting.popleft()
+    scheduler.most_waiting = 2
+    assert refusal(scheduler).retry_after == pytest.approx(0.2 * (40 + 103), rel=0.05)
+
+
+def test_a_fresh_server_knows_how_long_its_texts_take(tiny_model):
+    engine = Engine(tiny_model(), BYTES, slots=1, max_waiting=0)
+    engine.submit(Asked([65], max_new_tokens=LONG, ignore_eos=True))
+    for _ in range(20):
+        engine.step()
+    step = engine.scheduler.seconds_per_step
+    assert step > 0
+    assert refusal(engine.scheduler).retry_after == pytest.approx(step * LONG, rel=0.01)
+
+
+def test_texts_that_end_early_are_expected_to(tiny_model):
+    engine = Engine(tiny_model(), BYTES, slots=1, max_waiting=0)
+    asked = {"max_new_tokens": 1000, "logit_bias": {65: 100.0}, "stop": ("AAAAA",)}
+    for _ in range(50):
+        run(engine, Asked([65], **asked))
+    engine.submit(Asked([65], **asked))
+    engine.step()
+    assert engine.scheduler.steps_until_a_turn() < 30
+
+
+def test_a_refusal_says_what_the_line_holds(tiny_model):
+    engine = Engine(tiny_model(), BYTES, slots=2, max_waiting=2, max_waiting_tokens=50)
+    for _ in range(4):
+        engine.submit(Asked([65], max_new_tokens=5))
+    assert "2 requests are waiting, which is all" in str(refusal(engine.scheduler)), "the other two find slots free"
+    run(engine)
+    engine.submit(Asked([65] * 30, max_new_tokens=5))
+    with pytest.raises(Busy, match="have 30 tokens, and with this one's 25 more"):
+        engine.submit(Asked([65] * 25))
+    run(engine)
 
 
 @pytest.mark.parametrize("token", [-1, 257, 10**9])
@@ -902,7 +953,7 @@ def test_the_thread_serves_many_threads(tiny_model):
         assert request.done.wait(60)
         assert request.new == greedy(model, request.ids[:2], 10)
     engine.drain()
-    assert not engine.thread.is_alive()
+    assert not (engine.thread and engine.thread.is_alive()), "idle, it may have gone before"
 
 
 def test_the_thread_wakes_for_a_request_and_for_its_end(tiny_model):

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from config import ServeConfig, UserError
 from serve import create_app
+from server import metrics
 from server.metrics_routes import own_port
 from tests.live import KEY, load, save, serving, wait_until
 
@@ -190,6 +191,21 @@ def test_without_a_model_the_rest_is_told(host, scrape, monkeypatch):
     assert "llm_generation_tokens_total" in now
 
 
+def test_what_the_machine_reads_at_best_is_never_less_than_what_the_engine_read(host, monkeypatch, complete, scrape):
+    """The trial at the start is slow where others use the machine, and the share of it in use would exceed 1 for ever."""
+    name = "llm_memory_read_limit_bytes_per_second"
+    monkeypatch.setattr(host, "memory_rate", 1.0)
+    monkeypatch.setattr(metrics, "REACH", 0.02)
+    before = scrape()
+    for _ in range(3):
+        complete(max_tokens=100)
+    after = scrape()
+    read, busy = (after[each] - before[each] for each in ("llm_memory_read_bytes_total", "llm_engine_busy_seconds_total"))
+    assert after[name] >= read / busy / 2 > 1.0, "the last moments may not have been measured yet"
+    monkeypatch.setattr(host, "memory_rate", 1e15)
+    assert scrape()[name] == 1e15
+
+
 # ---- another model
 
 
@@ -292,6 +308,12 @@ def test_elsewhere_the_token_opens(host, folder):
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
 def test_a_proxy_on_this_machine_is_no_excuse(host, folder, header):
     assert ask(host, folder, ("127.0.0.1", 1), {header: "203.0.113.9"}).status_code == 403
+
+
+@pytest.mark.parametrize(("keys", "status"), [((), 403), ((KEY,), 200)], ids=["open", "keys"])
+def test_a_name_of_the_internet_reads_them_only_where_there_are_keys(host, folder, keys, status):
+    """As SECURITY.md says: a page that points its own name at this machine (DNS rebinding)."""
+    assert ask(host, folder, ("127.0.0.1", 1), {"Host": "evil.example.org"}, api_keys=keys).status_code == status
 
 
 def test_with_a_port_of_their_own_they_are_not_on_the_servers(host, folder):

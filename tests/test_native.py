@@ -90,6 +90,14 @@ def test_a_text_goes_on_from_any_of_its_tokens(client, kept):
     assert again["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"] + kept
 
 
+def test_a_text_that_has_outgrown_the_context_goes_on_from_any_of_its_tokens(client):
+    """They count as written, so the window of the model has slid on as it did when they were."""
+    whole = ask(client, max_new_tokens=3 * BLOCK, logprobs=0)
+    ids = [token["id"] for token in whole["tokens"]]
+    for kept in (BLOCK - 5, BLOCK, 2 * BLOCK + 3):
+        assert ask(client, max_new_tokens=3 * BLOCK - kept, prefix_ids=ids[:kept])["text"] == whole["text"]
+
+
 def test_another_token_makes_another_text(client):
     for stream in (False, True):
         sent = {"prompt": "Once", "max_new_tokens": 5, "prefix_ids": list("日".encode()[:2]), "ignore_eos": True}
@@ -138,6 +146,19 @@ def test_a_session_holds_what_was_said(client):
     assert second["history_tokens"] > 0
     turns = client.get("/v1/sessions/talk").json()["turns"]
     assert [(turn["prompt"], turn["text"]) for turn in turns] == [("Hi", first["text"]), ("Go on", second["text"])]
+
+
+def test_a_conversation_too_long_says_what_it_lost(client):
+    turns = [{"role": ("user", "assistant")[n % 2], "content": "x" * 12} for n in range(5)]
+    theirs = client.post("/v1/chat/completions", json={"model": "default", "messages": turns, "max_tokens": 4}).json()
+    ours = ask(client, prompt=None, messages=turns, max_new_tokens=4)
+    assert ours["dropped_messages"] == theirs["dropped_messages"] > 0
+    assert ask(client, prompt=None, messages=turns[:1], max_new_tokens=4)["dropped_messages"] == 0
+    assert "dropped_messages" not in ask(client)
+    for turn in range(3):
+        said = {"messages": turns[:1], "session_id": "long", "max_new_tokens": 12, "ignore_eos": True, "stream": True}
+        lines = [line[6:] for line in client.post("/v1/generate", json=said).text.split("\n\n") if line.startswith("data: {")]
+        assert (json.loads(lines[-1])["dropped_messages"] > 0) == (turn > 0), "of the session's as well"
 
 
 def test_what_is_neither_prompt_nor_conversation_is_refused(client):

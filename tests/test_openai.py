@@ -372,6 +372,36 @@ def test_impossible_completions_are_refused_by_name(complete, sent):
     assert refused(complete, **sent).param.startswith(name)
 
 
+@pytest.mark.parametrize(("prompt", "told"), [
+    (["a", 1], "prompt.1: input should be a valid string."),
+    ([[1], ["a"]], "prompt.1.0: input should be a valid integer."), (5, "prompt: input should be a valid string or a valid list."),
+    ([-1], "prompt.0: input should be greater than or equal to 0."),
+], ids=str)  # fmt: skip
+def test_of_what_a_prompt_may_be_the_nearest_is_told(complete, prompt, told):
+    assert refused(complete, prompt=prompt).body["message"] == told
+
+
+def test_a_surrogate_in_a_chat_is_told(address):
+    body = b'{"model": "default", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    error = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers).json()["error"]
+    assert (error["param"], error["message"]) == ("messages.0.content", "messages.0.content: half of a surrogate pair is no character.")
+
+
+def test_too_many_texts_blame_what_asks_for_them(host, tmp_path):
+    with serving(host, tmp_path, max_waiting=2) as address, openai.OpenAI(base_url=f"{address}/v1", api_key=KEY) as client:
+        complete, chat = client.completions.create, client.chat.completions.create
+        assert refused(complete, model="default", prompt="a", n=4).param == "n"
+        assert refused(complete, model="default", prompt=["a", "b"], n=2).param == "prompt"
+        assert refused(chat, model="default", messages=HI, n=4).param == "n"
+
+
+def test_what_this_server_does_not_have_is_told_with_a_code(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model="default", input="a")
+    assert caught.value.code == "unknown_url"
+
+
 @pytest.mark.parametrize("sent", [
     {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"response_format": {"type": "json_object"}},
     {"tool_choice": "required"}, {"functions": [{"name": "f"}]}, {"modalities": ["text", "audio"]},

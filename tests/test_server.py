@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import socket
@@ -266,6 +267,36 @@ def test_bad_bodies_are_refused(client, body):
     refused(answer, answer.status_code)
 
 
+TOLD = {
+    "too deep": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+    "a long number": (RAW["a long number"], "more than 4300 digits"),
+    "no UTF-8": (RAW["no UTF-8"], "send JSON in UTF-8"),
+    "surrogate in a name": (RAW["surrogate in a name"], "the body: a name in it holds half of a surrogate pair"),
+    "surrogate in a bias": (b'{"prompt": "", "logit_bias": {"\\udc00": 1}}', "logit_bias.???: a name in it holds half of a surrogate"),
+    "no messages": (b'{"messages": []}', "messages has a length of 0: it must be 1 at least."),
+    "long stop": (b'{"prompt": "", "stop": "%s"}' % (b"x" * 300), "stop has a length of 300: it must be 256 at most."),
+    "stops": (b'{"prompt": "", "stop": ["a", 5]}', "stop.1: input should be a valid string."),
+    "no stop": (b'{"prompt": "", "stop": 5}', "stop: input should be a valid string or a valid list."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "told"), TOLD.values(), ids=TOLD)
+def test_what_is_wrong_with_a_body_is_told(host, tmp_path, body, told):
+    with (
+        serving(host, tmp_path) as roomy,
+        httpx.Client(base_url=roomy, headers={"X-API-Key": KEY, **JSON}, timeout=20) as client,
+    ):
+        answer = client.post("/v1/generate", content=body)
+    assert answer.status_code in (400, 422)
+    message = refused(answer, answer.status_code)["message"]
+    assert told in message and ";" not in message
+
+
+def test_a_compressed_body_is_told_what_it_is(client):
+    answer = client.post("/v1/generate", content=gzip.compress(b'{"prompt": ""}'), headers={**JSON, "Content-Encoding": "gzip"})
+    assert "Content-Encoding: gzip" in refused(answer, 400)["message"]
+
+
 def test_a_body_that_is_not_called_json_is_told_so(client):
     answer = client.post("/v1/generate", data={"prompt": "Once"})
     assert "Content-Type: application/json" in refused(answer, 422)["message"]
@@ -285,9 +316,11 @@ def test_a_prompt_longer_than_the_context_is_refused(client):
 
 
 def test_wrong_paths_and_methods(client):
-    assert refused(client.get("/nowhere"), 404)["type"] == "not_found_error"
+    nowhere = refused(client.get("/nowhere"), 404)
+    assert (nowhere["type"], nowhere["code"]) == ("not_found_error", "unknown_url")
     answer = client.get("/v1/generate")
-    assert "it takes POST" in refused(answer, 405)["message"]
+    error = refused(answer, 405)
+    assert "it takes POST" in error["message"] and error["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
     assert client.post("/v1/sessions/a").headers["allow"] == "GET, DELETE"
     assert client.get("/v1/sessions/%00").status_code == 404
@@ -300,16 +333,29 @@ def test_a_body_over_the_limit_is_refused(client):
     assert refused(client.post("/v1/generate", content=(b"x" * 1000 for _ in range(50)), headers=JSON), 413)
 
 
-def test_a_slow_body_is_given_up(address):
+def begin(address: str, rest: str) -> tuple[int, str, float]:
+    """Sends the beginning of a body and no more: the status and the code of the answer, and the seconds until it was closed."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as wire:
         head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
-        wire.sendall((head + "Content-Length: 100\r\n\r\n{").encode())
+        wire.sendall((head + rest).encode())
         t0 = time.monotonic()
-        told = wire.makefile("rb").read()  # to the end: the connection is closed
-    assert 0.2 < time.monotonic() - t0 < 2
-    assert told.startswith(b"HTTP/1.1 408")
-    assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_timeout"
+        head, _, body = wire.makefile("rb").read().partition(b"\r\n\r\n")  # to the end: the connection is closed
+    return int(head.split()[1]), json.loads(body)["error"]["code"], time.monotonic() - t0
+
+
+def test_a_slow_body_is_given_up(address):
+    status, code, seconds = begin(address, "Content-Length: 100\r\n\r\n{")
+    assert (status, code) == (408, "body_timeout")
+    assert 0.2 < seconds < 2
+
+
+@pytest.mark.parametrize("end", ["", "0\r\n\r\n"], ids=["goes on", "over"])
+def test_a_body_that_is_too_large_is_told_so_however_slow_it_is(address, end):
+    chunk = f"{30_000:x}\r\n{'x' * 30_000}\r\n"
+    status, code, seconds = begin(address, f"Transfer-Encoding: chunked\r\n\r\n{chunk}{end}")
+    assert (status, code) == (413, "body_too_large")
+    assert seconds < 5
 
 
 # ---- busy, gone

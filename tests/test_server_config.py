@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +107,11 @@ def test_readable_lines_stay_lines():
     line = logs.Readable().format(record)
     assert line.endswith(r"info    request path=/a\nb\x1b[2J status=404")
     assert json.loads(logs.JsonLines().format(record))["path"] == "/a\nb\x1b[2J"
+
+
+def test_torch_says_nothing_of_its_caches():
+    """Until its import is done its loggers are like any others, and at its end it tells them things."""
+    code = "import logging; from server import logs; logs.configure('INFO', readable=False); tell = logging.getLogger"
+    code += "; tell('torch._subclasses.fake_tensor').info('cache stats'); tell('server').info('ours')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["ours"]

@@ -261,6 +261,48 @@ def test_what_does_not_finish_is_cut_off(start, signals):
     assert "Traceback" not in server.err.read_text()
 
 
+@pytest.mark.parametrize("enough", [True, False], ids=["finished", "cut off"])
+def test_a_stream_of_a_model_that_was_replaced_has_the_same_time_to_finish(start, model, enough):
+    server = start(LLM_MAX_NEW_TOKENS="10000000", LLM_DRAIN_SECONDS="60" if enough else "0.5").ready()
+    tokens = 1500 if enough else 10_000_000
+    sent = {"prompt": "Once", "max_new_tokens": tokens, "ignore_eos": True, "stream": True}
+    with httpx.Client(timeout=60) as other, other.stream("POST", f"{server.url}/v1/generate", json=sent) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        save(server.folder / "best_model.pt", model, step=8)
+        assert server.client.post("/v1/admin/reload").json()["model"]["step"] == 8
+        server.process.send_signal(signal.SIGTERM)
+        told = [line for line in lines if line]
+    if enough:
+        assert told[-1] == "data: [DONE]"
+        assert json.loads(told[-2].removeprefix("data: "))["model"]["step"] == 7
+    else:
+        assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "not_ready"
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.err.read_text()
+
+
+def test_a_developers_server_tells_as_much_and_its_tokens_outlive_a_change_of_the_code(start):
+    server = start("--dev", **MISSION, LLM_DRAIN_SECONDS="0.5", LLM_MAX_NEW_TOKENS="10000000").ready()
+    told = server.out.read_text()
+    assert "LLM_JWT_SECRET is an example's" in told and f"curl {server.url}/v1/generate" in told
+    assert f"{server.url}/docs" in told and server.client.get("/docs").status_code == 200
+    token = server.client.post("/oauth/token", data={"username": "admin", "password": "admin123"}).json()["access_token"]
+    os.utime(ROOT / "server" / "addresses.py")
+    server.wait(lambda: server.out.read_text().count("tiny, step 7") == 2)
+    headers = {"Authorization": f"Bearer {token}"}
+    assert server.client.get("/v1/sessions", headers=headers).status_code == 200
+    sent = {"prompt": "Once", "max_new_tokens": 10_000_000, "ignore_eos": True, "stream": True}
+    with httpx.Client(timeout=20) as other, other.stream("POST", f"{server.url}/v1/generate", json=sent, headers=headers) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+    assert "shutting down" in last, "it drains, like any other"
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.err.read_text()
+
+
 def test_a_server_that_is_still_loading_stops_at_once(start):
     server = start()
     assert server.stop() == 0
@@ -351,6 +393,8 @@ def test_without_a_checkpoint_it_lives_and_says_what_it_waits_for(start, model):
     for answer in (server.generate(), server.generate(stream=True), server.client.get("/v1/models")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert "retry-after" in answer.headers
+    answer = server.client.post("/v1/admin/reload")
+    assert answer.status_code == 409 and answer.json()["error"]["message"].startswith("there is still no model: there is no checkpoint at")
     (server.folder / "best_model.pt").write_bytes(b"damaged")
     server.process.send_signal(signal.SIGHUP)
     server.wait(lambda: "is damaged" in server.client.get("/readyz").text)

@@ -61,6 +61,13 @@ def test_a_session_is_its_prompts_and_texts_in_order(kept):
     assert kept.begin("me", "s", 5) == [(" a", " time\0")], "the newest turns that hold so many characters"
 
 
+@pytest.mark.parametrize("prompt", ["a\0b", "\0", "", "né", "x" * 121, "é" * 119 + "🙂🙂", "🙂" * 200])
+def test_the_list_shows_how_a_session_begins(kept, prompt):
+    add(kept, prompt=prompt, answer=prompt[::-1])
+    [listed] = kept.recent("me", 1e12, 10)
+    assert (listed["prompt"], listed["text"]) == (prompt[:120], prompt[::-1][:120])
+
+
 def test_callers_with_one_name_never_meet(kept):
     add(kept, "me", prompt="mine")
     assert text(kept, "you") == ""
