@@ -20,7 +20,7 @@ from multimodal.encoders import AUDIO, IMAGE, SLOTS, AudioEncoder, ImageEncoder,
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
-ALIKE = float(__import__('os').environ.get('ALIKE','0.3'))  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
+ALIKE = 0.3  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Batch:
         pictures: (N, S, S, 3) uint8, and `picture_rows` (N,) the rows that they stand in, in order.
         spectrograms: (M, F, MELS), `frames` (M,) of each, and `sound_rows` (M,).
         seen: (N, L) ids of the words of each picture, IGNORE behind them; none where nobody knows them. `heard` (M, L) of each sound.
+        words: (W,) ids of all that is seen in the step's pictures, those of other micro-batches and ranks too.
     """
 
     idx: Tensor
@@ -48,6 +49,7 @@ class Batch:
     sound_rows: Tensor
     seen: Tensor
     heard: Tensor
+    words: Tensor
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -63,7 +65,7 @@ class Batch:
         return Batch(
             self.idx[rows, :T], self.targets[rows, :T], self.weights[rows, :T], lengths,
             self.pictures[shown], self.picture_rows[shown] - start,
-            self.spectrograms[said, :most], frames, self.sound_rows[said] - start, self.seen[shown], self.heard[said],
+            self.spectrograms[said, :most], frames, self.sound_rows[said] - start, self.seen[shown], self.heard[said], self.words,
         )  # fmt: skip
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
@@ -128,12 +130,10 @@ class MultimodalGPT(GPT):
 
     def missed(self, batch: Batch, seen: Tensor) -> Tensor:
         """The loss of each picture whose words are known, in nats, (N,): its vectors, on the whole, should be like the embeddings of these
-        words, and not like those of the batch's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
-        known = batch.seen != IGNORE  # (N, L)
-        told = batch.seen[known].unique()  # (W,)
-        fits = self.image.words(seen.mean(1), self.wte(told)).float()  # (N, W)
-        there = (batch.seen[..., None] == told).any(1).float()  # (N, W)
-        return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * known.any(1)
+        words, and not like those of the step's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
+        fits = self.image.words(seen.mean(1), self.wte(batch.words)).float()  # (N, W)
+        there = (batch.seen[..., None] == batch.words).any(1).float()  # (N, W)
+        return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * (batch.seen != IGNORE).any(1)
 
     def misheard(self, batch: Batch, heard: Tensor) -> Tensor:
         """The loss of each sound whose words are known, in nats a word, (M,): its vectors, one after the other, should be like the
