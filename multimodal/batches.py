@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import Batches
 from model import IGNORE
-from multimodal.encoders import AUDIO, IMAGE, SLOTS, sound_slots
+from multimodal.encoders import AUDIO, IMAGE, PLACES, SLOTS, STRETCH, rounded, sound_slots
 from multimodal.fusion import Batch
 from multimodal.shards import Shards
 from multimodal.spectrogram import MELS
@@ -21,7 +21,7 @@ class Mixture:
     """The training batches of several parts: text of its own, and rows with pictures and sounds.
 
     Args:
-        shards: rows with media; None for text alone.
+        shards: rows with media.
         text: rows of plain text, all tokens of which are learned; None where there is none.
         shares: how often a row of each part is drawn, in any unit. `text` stands under its own name.
         bent: how far the pictures and sounds of each part are bent; 1 is as far as they stand it, 0 not at all.
@@ -46,7 +46,7 @@ class Mixture:
         rows = [self.draw(n) for n in range(first, first + self.batch_size)]
         rows.sort(key=lambda row: row.places)
         words = torch.from_numpy(np.unique(np.concatenate([[], *(self.shards.seen[n] for row in rows for n, _ in row.pictures)]))).long()
-        return collate(rows[rank::world], self.shards, words)
+        return collate(rows[rank::world], self.shards, self.block_size, words)
 
     def draw(self, n: int) -> Row:
         """Row n of the endless sequence."""
@@ -119,13 +119,13 @@ def media_row(
     return Row(*(np.repeat(part, counts) for part in (ids, learned)), shown, heard, np.repeat(inputs, counts))
 
 
-def collate(rows: list[Row], shards: Shards | None, words: Tensor | None = None) -> Batch:
-    """Rows as tensors, padded to the longest. Each row's loss is the mean over what is learned of it.
+def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | None = None) -> Batch:
+    """Rows as tensors, padded. Each row's loss is the mean over what is learned of it.
 
     Args:
         words: ids of all that is seen in the pictures of the step.
     """
-    T = max(row.places for row in rows)
+    T = min(block_size, rounded(max(row.places for row in rows), PLACES))
     idx = torch.zeros(len(rows), T, dtype=torch.int64)
     targets, weights = torch.full_like(idx, IGNORE), torch.zeros(len(rows), T)
     for n, row in enumerate(rows):
@@ -136,6 +136,7 @@ def collate(rows: list[Row], shards: Shards | None, words: Tensor | None = None)
     pictures = [picture for row in rows for picture in row.pictures]
     sounds = [sound for row in rows for sound in row.sounds]
     spectrograms, frames = hear(shards, sounds)
+    spectrograms = F.pad(spectrograms, (0, 0, 0, -spectrograms.size(1) % STRETCH))  # (M, F, MELS)
     told = {"seen": [shards.seen[number] for number, _ in pictures], "heard": [shards.heard[number] for number, _, _ in sounds]}
     return Batch(
         idx=idx, targets=targets, weights=weights, lengths=torch.tensor([row.places for row in rows]),
@@ -152,7 +153,7 @@ def pad(rows: list[np.ndarray]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=IGNORE) if rows else torch.empty(0, 0, dtype=torch.int64)
 
 
-def look(shards: Shards | None, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:
+def look(shards: Shards, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:
     """Pictures, turned, shifted, scaled and lit as their bends say: (N, S, S, 3) uint8."""
     if not pictures:
         return torch.empty(0, 1, 1, 3, dtype=torch.uint8)
@@ -178,7 +179,7 @@ def stacked(bends: list[np.ndarray | None]) -> Tensor:
     return torch.tensor(np.stack([np.zeros(7) if bend is None else bend for bend in bends]), dtype=torch.float32)
 
 
-def hear(shards: Shards | None, sounds: list[tuple[int, int, np.ndarray | None]]) -> tuple[Tensor, Tensor]:
+def hear(shards: Shards, sounds: list[tuple[int, int, np.ndarray | None]]) -> tuple[Tensor, Tensor]:
     """Spectrograms, stretched to their frames and bent: (M, F, MELS) and frames (M,)."""
     frames = torch.tensor([length for _, length, _ in sounds], dtype=torch.int64)
     if not sounds:

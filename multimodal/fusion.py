@@ -16,7 +16,7 @@ from torch import Tensor
 
 from config import MediaModelConfig, UserError
 from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
-from multimodal.encoders import AUDIO, IMAGE, SLOTS, AudioEncoder, ImageEncoder, inside, sound_slots
+from multimodal.encoders import AUDIO, IMAGE, PLACES, SLOTS, STRETCH, AudioEncoder, ImageEncoder, inside, rounded, sound_slots
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
@@ -55,13 +55,13 @@ class Batch:
         return len(self.idx)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some rows, no longer than the longest of them."""
+        """Some rows, hardly longer than the longest of them."""
         lengths = self.lengths[rows]
-        T, start, stop = int(lengths.max()), *rows.indices(len(self))[:2]
+        T, start, stop = rounded(int(lengths.max()), PLACES), *rows.indices(len(self))[:2]
         shown = (self.picture_rows >= start) & (self.picture_rows < stop)
         said = (self.sound_rows >= start) & (self.sound_rows < stop)
         frames = self.frames[said]
-        most = int(frames.max()) if len(frames) else 0
+        most = rounded(int(frames.max()), STRETCH) if len(frames) else 0
         return Batch(
             self.idx[rows, :T], self.targets[rows, :T], self.weights[rows, :T], lengths,
             self.pictures[shown], self.picture_rows[shown] - start,

@@ -107,7 +107,7 @@ class MediaTask:
 
     def score_rows(self, model: nn.Module, group: np.ndarray) -> list[Counts]:
         shards = self.corpus.val
-        batch = collate([media_row(shards, int(n), self.block_size) for n in group], shards).to(self.ranks.device)
+        batch = collate([media_row(shards, int(n), self.block_size) for n in group], shards, self.block_size).to(self.ranks.device)
         nats, right = model(batch, reduction="none")  # (n,) each
         asked = batch.targets != IGNORE
         row_of, targets = asked.nonzero()[:, 0], batch.targets[asked]  # (n,) each

@@ -134,9 +134,9 @@ def test_only_answers_and_texts_are_learned(data):
 
 def test_words_are_hidden_from_the_model_but_learned(data):
     task = task_of(data)
-    plain, eot = collate([media_row(task.corpus.train, 0, 96)], task.corpus.train), task.tokenizer.eot
+    plain, eot = collate([media_row(task.corpus.train, 0, 96)], task.corpus.train, 96), task.tokenizer.eot
     random = np.random.default_rng(0)
-    hidden = collate([media_row(task.corpus.train, 0, 96, random, 0.0, forgotten=1.0)], task.corpus.train)
+    hidden = collate([media_row(task.corpus.train, 0, 96, random, 0.0, forgotten=1.0)], task.corpus.train, 96)
     asked = plain.targets[0, :-1] != IGNORE
     assert torch.equal(plain.targets, hidden.targets)
     assert (hidden.idx[0, 1:][asked] == eot).all() and torch.equal(hidden.idx[0, 1:][~asked], plain.idx[0, 1:][~asked])
@@ -177,7 +177,7 @@ def test_the_loss_of_hearing_is_that_of_all_alignments():
 
     model = tiny_model(vocab_size=260)
     frames = torch.tensor([16])
-    batch = Batch(*[torch.empty(0)] * 4, *[torch.empty(0)] * 2, torch.randn(1, 16, MELS), frames, *[torch.empty(0)] * 2, torch.tensor([[5, 9]]), torch.empty(0))
+    batch = Batch(*[torch.empty(0)] * 6, torch.randn(1, 16, MELS), frames, *[torch.empty(0)] * 2, torch.tensor([[5, 9]]), torch.empty(0))
     heard = model.audio(batch.spectrograms, frames)  # (1, 4, C)
     fits = model.audio.words(heard, model.wte.weight[:260])
     chances = torch.cat((fits, model.audio.blank(heard)), -1).softmax(-1)[0]  # (4, 261)
