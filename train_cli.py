@@ -315,6 +315,8 @@ def make_plan(model_config: ModelConfig, config: TrainConfig, ranks, corpus):
         return plan.make_plan(model_config, config, ranks, len(corpus.train))
     from multimodal.run import plan_hints
 
+    if config.compile == "auto":  # rows of every length: what compiling wins, compiling again for each loses
+        config = dataclasses.replace(config, compile="off")
     return plan.make_plan(model_config, config, ranks, **plan_hints(corpus, model_config))
 
 

@@ -63,7 +63,7 @@ def read_picture(data: bytes, config: MediaModelConfig) -> Picture:
         raise Unreadable(f"is no picture that can be read ({type(error).__name__})", "a broken picture") from error
     square = Image.new("RGB", (side, side), GREY)
     square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-    return Picture(np.asarray(square))
+    return Picture(np.array(square))
 
 
 def eight_bits(image):

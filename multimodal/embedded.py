@@ -103,15 +103,15 @@ class Part:
 
 
 PARTS = {
-    "captions": Part(captions, 8000, 2, frozenset({"image"})),
-    "relations": Part(relations, 8000, 2, frozenset({"image"})),
+    "captions": Part(captions, 8000, 3, frozenset({"image"})),
+    "relations": Part(relations, 8000, 3, frozenset({"image"})),
     "questions": Part(questions, 6000, 1, frozenset({"image"})),
     "speech": Part(transcripts, 6000, 3, frozenset({"audio"})),
     "spoken-questions": Part(spoken_questions, 6000, 3, frozenset({"image", "audio"})),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
 }
-STORIES, STORIES_SHARE = "stories", 1.6
-VALIDATE = 150  # rows of each part, and as many held-out ones
+STORIES, STORIES_SHARE = "stories", 0.88
+VALIDATE = 100  # rows of each part, and as many held-out ones
 HELD_OUT = ", held out"  # behind the name of a part
 ERRAND = 100  # rows that a process makes at once
 

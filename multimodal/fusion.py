@@ -16,7 +16,18 @@ from torch import Tensor
 
 from config import MediaModelConfig, UserError
 from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
-from multimodal.encoders import AUDIO, IMAGE, PLACES, SLOTS, STRETCH, AudioEncoder, ImageEncoder, inside, rounded, sound_slots
+from multimodal.encoders import (
+    AUDIO,
+    IMAGE,
+    PLACES,
+    SLOTS,
+    STRETCH,
+    AudioEncoder,
+    ImageEncoder,
+    inside,
+    rounded,
+    sound_slots,
+)
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
@@ -82,6 +93,7 @@ class MultimodalGPT(GPT):
         self.image = ImageEncoder(config) if "image" in config.kinds else None
         self.audio = AudioEncoder(config) if "audio" in config.kinds else None
 
+    @torch.no_grad()
     def take_over(self, weights: dict[str, Tensor]) -> None:
         """Starts from the weights of another model. An encoder that it does not bring begins with vectors as large as its words."""
         fresh = [kind for kind in self.config.kinds if not any(name.startswith(f"{kind}.") for name in weights)]
@@ -176,9 +188,9 @@ class MultimodalGPT(GPT):
         found = []
         for each in media:
             if isinstance(each, Picture):
-                found.append(self.image(torch.from_numpy(each.pixels)[None].to(weight.device))[0])
+                found.append(self.image(torch.tensor(each.pixels)[None].to(weight.device))[0])
             else:
-                mel = log_mel(torch.from_numpy(each.wave), self.config.audio_rate).to(weight.device)
+                mel = log_mel(torch.tensor(each.wave), self.config.audio_rate).to(weight.device)
                 found.append(self.audio(mel[None], torch.tensor([len(mel)], device=weight.device))[0])
         return torch.cat(found).to(weight.dtype)
 

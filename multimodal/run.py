@@ -16,6 +16,7 @@ from multimodal.samples import Picture
 from tokenizer import Tokenizer
 
 JUDGED, OWN_JUDGED = 200, 500  # rows of each part that answers are judged on
+PADDED = 1.8  # what padding and many short rows cost beside the arithmetic, measured on two cores
 ON_THE_SHEET = 3  # of each part
 
 
@@ -50,7 +51,8 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
             places += share * own["places"].mean()
             seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
             arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
-    return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + arithmetic / (places * flops_per_token(model))}
+    encoders = arithmetic / (places * flops_per_token(model))
+    return {"row_tokens": places / sum(shares.values()), "more_flops": PADDED * (1 + encoders)}
 
 
 def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:

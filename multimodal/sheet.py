@@ -42,7 +42,7 @@ def draw_one(cell, example: Example, rate: int) -> None:
         if isinstance(each, Picture):
             place.imshow(each.pixels)
         elif each is not None:
-            place.imshow(log_mel(torch.from_numpy(each.wave), rate).T, origin="lower", aspect="auto", cmap="magma")
+            place.imshow(log_mel(torch.from_numpy(each.wave), rate).T.numpy(), origin="lower", aspect="auto", cmap="magma")
     cell.suptitle(f"{example.part}\n{lines(example.asked)}", fontsize=7, parse_math=False)
     told = lines(example.answer or "(nothing)") + ("" if example.right else f"\ntruth: {lines(example.truth or '(nothing)')}")
     cell.supxlabel(told, fontsize=8, color="tab:green" if example.right else "tab:red", parse_math=False)

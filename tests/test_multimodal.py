@@ -96,7 +96,7 @@ def test_a_batch_follows_from_seed_and_step(data):
         assert equal(vars(one.batch(step)[0]), vars(again.batch(step)[0]))
     assert not torch.equal(one.batch(0)[0].idx, one.batch(1)[0].idx)
     other = task_of(data, seed=7)
-    assert any(one.batch(k)[0].idx.shape != other.batch(k)[0].idx.shape or not equal(vars(one.batch(k)[0]), vars(other.batch(k)[0])) for k in range(3))
+    assert any(one.batch(k)[0].idx.tolist() != other.batch(k)[0].idx.tolist() for k in range(3))
 
 
 def test_two_ranks_share_the_rows_of_one(data):
@@ -118,8 +118,8 @@ def test_every_row_comes_once_an_epoch(data):
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(data):
     model, batch = tiny_model(), task_of(data).batch(0)[0]
-    pieces = [model(batch[start : start + 2]) for start in range(0, len(batch), 2)]
-    assert torch.stack(pieces).mean() == pytest.approx(float(model(batch)), rel=1e-5)
+    pieces = [model(batch[start : start + 2]).detach() for start in range(0, len(batch), 2)]
+    assert torch.stack(pieces).mean() == pytest.approx(float(model(batch).detach()), rel=1e-5)
 
 
 def test_only_answers_and_texts_are_learned(data):
@@ -138,6 +138,7 @@ def test_words_are_hidden_from_the_model_but_learned(data):
     random = np.random.default_rng(0)
     hidden = collate([media_row(task.corpus.train, 0, 96, random, 0.0, forgotten=1.0)], task.corpus.train, 96)
     asked = plain.targets[0, :-1] != IGNORE
+    asked[int(plain.lengths[0]) - 1 :] = False  # the end of the text is no input
     assert torch.equal(plain.targets, hidden.targets)
     assert (hidden.idx[0, 1:][asked] == eot).all() and torch.equal(hidden.idx[0, 1:][~asked], plain.idx[0, 1:][~asked])
 
@@ -184,8 +185,8 @@ def test_the_loss_of_hearing_is_that_of_all_alignments():
     total = 0.0
     for path in itertools.product((5, 9, 260), repeat=4):
         spelt = [i for n, i in enumerate(path) if i != 260 and (n == 0 or i != path[n - 1])]
-        total += float(chances[range(4), path].prod()) if spelt == [5, 9] else 0.0
-    assert float(model.misheard(batch, heard)) == pytest.approx(-np.log(total) / 2, rel=1e-3)
+        total += float(chances[range(4), path].prod().detach()) if spelt == [5, 9] else 0.0
+    assert float(model.misheard(batch, heard).detach()) == pytest.approx(-np.log(total) / 2, rel=1e-3)
 
 
 # ---- the engine sees what training sees
