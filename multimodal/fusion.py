@@ -176,7 +176,7 @@ class MultimodalGPT(GPT):
         found = []
         for each in media:
             if isinstance(each, Picture):
-                found.append(self.image(torch.from_numpy(each.pixels)[None].to(weight.device))[0])
+                found.append(self.image(torch.tensor(each.pixels)[None].to(weight.device))[0])
             else:
                 mel = log_mel(torch.from_numpy(each.wave), self.config.audio_rate).to(weight.device)
                 found.append(self.audio(mel[None], torch.tensor([len(mel)], device=weight.device))[0])
