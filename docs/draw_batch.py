@@ -51,7 +51,8 @@ def main() -> None:
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
-    longest = max(draw_row(axes, n, sample, *encode(told, tokenizer), tokenizer) for n, (sample, told) in enumerate(zip(samples, outlines, strict=True)))
+    encoded = [encode(told, tokenizer) for told in outlines]
+    longest = max(draw_row(axes, n, samples[n], *encoded[n], tokenizer) for n in range(len(samples)))
     for n in range(len(samples)):
         axes.add_patch(Rectangle((0, top(n)), longest, HIGH, fill=False, edgecolor="#78909c", hatch="....", linewidth=0, alpha=0.25, zorder=0))
     axes.set(xlim=(-1, longest + 1), ylim=(top(len(samples) - 1) - 0.2, top(0) + HIGH + 1.2), aspect="equal")
