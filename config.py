@@ -158,7 +158,9 @@ class TrainConfig:
     image_field: str = setting("image", "the field of plain rows that holds the picture")
     audio_field: str = setting("audio", "the field of plain rows that holds the sound")
     strict: bool = setting(False, "stop at the first row that cannot be used, instead of leaving it out")
-    augment: float = setting(1.0, "how far pictures and sounds are bent and shifted in training; 0 is not at all")
+    augment: float = setting(
+        1.0, "how far a person's own pictures and sounds are bent and shifted in training; 0 is not at all"
+    )
     freeze: str = setting("", "parts that are not trained: image, audio, gpt, or several of them, comma-separated")
     # steps and batches
     batch_size: int = setting(16, "sequences per optimizer step, over all ranks and micro-steps")
@@ -527,7 +529,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256,
         "data": "stories", "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 30000, "batch_size": 8, "time": "170s",
-        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.03,
+        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.02,
         "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.01,
     },
     "small": SIZES["small"],

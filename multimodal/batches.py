@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import Batches
 from model import IGNORE
-from multimodal.encoders import AUDIO, IMAGE, SLOTS, sound_slots
+from multimodal.encoders import AUDIO, IMAGE, PLACES, SLOTS, STRETCH, rounded, sound_slots
 from multimodal.fusion import Batch
 from multimodal.shards import Shards
 from multimodal.spectrogram import MELS
@@ -17,27 +17,23 @@ from multimodal.spectrogram import MELS
 PERIOD = 1024  # rows after which the order of the parts repeats
 TURN, ZOOM, SHIFT, LIGHT = 0.15, 0.12, 0.08, 0.25  # of pictures: radians, scale, of the side, brightness and contrast
 TEMPO, PITCH, LOUDNESS, HIDDEN = 0.1, 0.06, 0.1, 6  # of sounds: share of the length, of the bands, log10 / 4, bands or frames
-# Of an answer's words so many are hidden from the model while it goes on with it (word dropout: Bowman et al. 2016, arXiv:1511.06349):
-# else it learns, sooner than to look, which word follows which, and never says what it has not read.
-FORGOTTEN = 0.3
-
-
 class Mixture:
     """The training batches of several parts: text of its own, and rows with pictures and sounds.
 
     Args:
-        shards: rows with media; None for text alone.
+        shards: rows with media.
         text: rows of plain text, all tokens of which are learned; None where there is none.
         shares: how often a row of each part is drawn, in any unit. `text` stands under its own name.
-        bent: how far the pictures of each part are bent, 0 to 1; `augment` says it of sounds.
+        bent: how far the pictures and sounds of each part are bent; 1 is as far as they stand it, 0 not at all.
+        forgotten: share of an answer's words that are hidden from what goes on with it.
     """
 
     def __init__(
         self, shards: Shards, text: Batches | None, text_name: str, shares: dict[str, float],
-        batch_size: int, block_size: int, seed: int, bent: dict[str, float], augment: float = 1.0,
+        batch_size: int, block_size: int, seed: int, bent: dict[str, float], forgotten: float = 0.0,
     ):  # fmt: skip
         self.shards, self.text, self.batch_size, self.block_size, self.seed = shards, text, batch_size, block_size, seed
-        self.bent, self.augment = bent, augment
+        self.bent, self.forgotten = bent, forgotten
         self.names = [name for name in (*shards.parts, text_name) if shares.get(name)]
         self.own = {name: np.flatnonzero(shards.rows["part"] == shards.parts.index(name)) for name in self.names if name in shards.parts}
         self.order = interleave([shares[name] for name in self.names], PERIOD)
@@ -49,7 +45,8 @@ class Mixture:
         first = step * self.batch_size
         rows = [self.draw(n) for n in range(first, first + self.batch_size)]
         rows.sort(key=lambda row: row.places)
-        return collate(rows[rank::world], self.shards)
+        words = torch.from_numpy(np.unique(np.concatenate([[], *(self.shards.seen[n] for row in rows for n, _ in row.pictures)]))).long()
+        return collate(rows[rank::world], self.shards, self.block_size, words)
 
     def draw(self, n: int) -> Row:
         """Row n of the endless sequence."""
@@ -62,7 +59,7 @@ class Mixture:
         own = self.own[name]
         epoch, at = divmod(number, len(own))
         random = np.random.default_rng((self.seed, n))
-        return media_row(self.shards, int(own[self.shuffled(name, epoch)[at]]), random, self.augment, self.block_size, self.bent[name])
+        return media_row(self.shards, int(own[self.shuffled(name, epoch)[at]]), self.block_size, random, self.bent[name], self.forgotten)
 
     def shuffled(self, name: str, epoch: int) -> np.ndarray:
         """The order of a part's rows in one epoch."""
@@ -97,13 +94,16 @@ def text_row(ids: np.ndarray) -> Row:
     return Row(ids, np.ones(len(ids), bool), [], [])
 
 
-def media_row(shards: Shards, n: int, random: np.random.Generator | None, augment: float, block_size: int, bent: float = 0) -> Row:
-    """A row of the shards. Sounds that are spoken slower have more places, as long as the block has room for them."""
+def media_row(
+    shards: Shards, n: int, block_size: int, random: np.random.Generator | None = None, bent: float = 0.0, forgotten: float = 0.0
+) -> Row:
+    """A row of the shards, as it is, or (with `random`) bent. Sounds that are spoken slower have more places, as long as the block has
+    room for them."""
     ids, learned, pictures, sounds = shards.row(n)
     frames = [int(shards.media.sounds[sound + 1] - shards.media.sounds[sound]) for sound in sounds]
     bends = [None] * len(frames)
-    if random is not None and augment:
-        bends = [random.uniform(-1, 1, 7) * augment for _ in frames]
+    if random is not None and bent:
+        bends = [random.uniform(-1, 1, 7) * bent for _ in frames]
         slower = [max(1, round(length * (1 + TEMPO * bend[0]))) for length, bend in zip(frames, bends, strict=True)]
         room = block_size + 1 - len(ids) + len(frames) - len(pictures) * (SLOTS - 1)
         if sum(map(sound_slots, slower)) <= room:
@@ -111,17 +111,21 @@ def media_row(shards: Shards, n: int, random: np.random.Generator | None, augmen
     counts = np.ones(len(ids), int)
     counts[ids == IMAGE] = SLOTS
     counts[ids == AUDIO] = [sound_slots(length) for length in frames]
-    shown = [(picture, None if random is None else random.uniform(-1, 1, 7) * bent) for picture in pictures]
+    shown = [(picture, random.uniform(-1, 1, 7) * bent if random is not None and bent else None) for picture in pictures]
     heard = list(zip(sounds, frames, bends, strict=True))
     inputs = ids
-    if random is not None and augment:
-        inputs = np.where(learned & (random.random(len(ids)) < FORGOTTEN * augment), ids[0], ids)
+    if random is not None and forgotten:
+        inputs = np.where(learned & (random.random(len(ids)) < forgotten), ids[0], ids)
     return Row(*(np.repeat(part, counts) for part in (ids, learned)), shown, heard, np.repeat(inputs, counts))
 
 
-def collate(rows: list[Row], shards: Shards | None) -> Batch:
-    """Rows as tensors, padded to the longest. Each row's loss is the mean over what is learned of it."""
-    T = max(row.places for row in rows)
+def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | None = None) -> Batch:
+    """Rows as tensors, padded. Each row's loss is the mean over what is learned of it.
+
+    Args:
+        words: ids of all that is seen in the pictures of the step.
+    """
+    T = min(block_size, rounded(max(row.places for row in rows), PLACES))
     idx = torch.zeros(len(rows), T, dtype=torch.int64)
     targets, weights = torch.full_like(idx, IGNORE), torch.zeros(len(rows), T)
     for n, row in enumerate(rows):
@@ -132,12 +136,14 @@ def collate(rows: list[Row], shards: Shards | None) -> Batch:
     pictures = [picture for row in rows for picture in row.pictures]
     sounds = [sound for row in rows for sound in row.sounds]
     spectrograms, frames = hear(shards, sounds)
-    words = {"seen": [shards.seen[number] for number, _ in pictures], "heard": [shards.heard[number] for number, _, _ in sounds]}
+    spectrograms = F.pad(spectrograms, (0, 0, 0, -spectrograms.size(1) % STRETCH))  # (M, F, MELS)
+    told = {"seen": [shards.seen[number] for number, _ in pictures], "heard": [shards.heard[number] for number, _, _ in sounds]}
     return Batch(
         idx=idx, targets=targets, weights=weights, lengths=torch.tensor([row.places for row in rows]),
         pictures=look(shards, pictures), picture_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.pictures], dtype=torch.int64),
         spectrograms=spectrograms, frames=frames, sound_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.sounds], dtype=torch.int64),
-        **{name: pad(found) for name, found in words.items()},
+        **{name: pad(found) for name, found in told.items()},
+        words=torch.empty(0, dtype=torch.int64) if words is None else words,
     )  # fmt: skip
 
 
@@ -147,14 +153,14 @@ def pad(rows: list[np.ndarray]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=IGNORE) if rows else torch.empty(0, 0, dtype=torch.int64)
 
 
-def look(shards: Shards | None, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:
+def look(shards: Shards, pictures: list[tuple[int, np.ndarray | None]]) -> Tensor:
     """Pictures, turned, shifted, scaled and lit as their bends say: (N, S, S, 3) uint8."""
     if not pictures:
         return torch.empty(0, 1, 1, 3, dtype=torch.uint8)
     plain = torch.from_numpy(np.stack([shards.media.pictures[number] for number, _ in pictures]))
-    if pictures[0][1] is None:
+    if all(bend is None for _, bend in pictures):
         return plain
-    bends = torch.tensor(np.stack([bend for _, bend in pictures]), dtype=torch.float32)  # (N, 7)
+    bends = stacked([bend for _, bend in pictures])  # (N, 7)
     angle, scale = TURN * bends[:, 0], 1 + ZOOM * bends[:, 1:3]
     cos, sin = angle.cos(), angle.sin()
     maps = torch.stack(
@@ -168,16 +174,21 @@ def look(shards: Shards | None, pictures: list[tuple[int, np.ndarray | None]]) -
     return x.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def hear(shards: Shards | None, sounds: list[tuple[int, int, np.ndarray | None]]) -> tuple[Tensor, Tensor]:
+def stacked(bends: list[np.ndarray | None]) -> Tensor:
+    """Bends as one tensor, zero for what is left as it is: (N, 7)."""
+    return torch.tensor(np.stack([np.zeros(7) if bend is None else bend for bend in bends]), dtype=torch.float32)
+
+
+def hear(shards: Shards, sounds: list[tuple[int, int, np.ndarray | None]]) -> tuple[Tensor, Tensor]:
     """Spectrograms, stretched to their frames and bent: (M, F, MELS) and frames (M,)."""
     frames = torch.tensor([length for _, length, _ in sounds], dtype=torch.int64)
     if not sounds:
         return torch.empty(0, 0, MELS), frames
     own = [torch.from_numpy(shards.media.spectrogram(number).astype(np.float32)) for number, _, _ in sounds]
-    if sounds[0][2] is None:
-        return torch.nn.utils.rnn.pad_sequence(own, batch_first=True), frames
     padded = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)  # (M, F_in, MELS)
-    bends = torch.tensor(np.stack([bend for _, _, bend in sounds]), dtype=torch.float32)  # (M, 7)
+    if all(bend is None for *_, bend in sounds):
+        return padded, frames
+    bends = stacked([bend for *_, bend in sounds])  # (M, 7)
     lengths = torch.tensor([len(each) for each in own])
     out = int(frames.max())
     at = (torch.arange(out) + 0.5)[None] * (lengths / frames)[:, None]  # (M, F): where each frame comes from

@@ -23,7 +23,14 @@ from multimodal.spectrogram import FRAMES, MELS
 GRID = 8  # places a side after the convolutions
 SLOTS = (GRID // 2) ** 2  # vectors of a picture
 SHRINK = 4  # frames to a vector of a sound
+PLACES, STRETCH = 32, 64  # tokens of rows, and frames of sounds, are padded to multiples of these: see `rounded`
+SLOWER = 1.25  # room for sounds that training slows down
 IMAGE, AUDIO = -1, -2  # ids of the places of pictures and sounds in training
+
+
+def rounded(n: int, step: int) -> int:
+    """The next multiple of `step`. A CPU's kernels are made for each shape that comes, at a cost of many steps: so few shapes come."""
+    return -(-n // step) * step
 
 
 def sound_slots(frames: int | Tensor) -> int | Tensor:
@@ -114,7 +121,7 @@ class AudioEncoder(Encoder):
     """Spectrograms (N, F, MELS), each with its own number of frames, to (N, F / SHRINK, C)."""
 
     def __init__(self, config: MediaModelConfig):
-        super().__init__(config, 1, sound_slots(math.ceil(config.audio_seconds * FRAMES)))
+        super().__init__(config, 1, sound_slots(rounded(math.ceil(SLOWER * config.audio_seconds * FRAMES), STRETCH)))
         C = config.n_embd
         self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 1), (C, 2), (C, 2)))
         self.blank = nn.Linear(C, 1)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from config import MediaModelConfig, UserError
 from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
-from multimodal.encoders import AUDIO, IMAGE, SLOTS, AudioEncoder, ImageEncoder, inside, sound_slots
+from multimodal.encoders import AUDIO, IMAGE, PLACES, SLOTS, STRETCH, AudioEncoder, ImageEncoder, inside, rounded, sound_slots
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
-ALIKE = float(__import__('os').environ.get('ALIKE','0.3'))  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
+ALIKE = 0.3  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Batch:
         pictures: (N, S, S, 3) uint8, and `picture_rows` (N,) the rows that they stand in, in order.
         spectrograms: (M, F, MELS), `frames` (M,) of each, and `sound_rows` (M,).
         seen: (N, L) ids of the words of each picture, IGNORE behind them; none where nobody knows them. `heard` (M, L) of each sound.
+        words: (W,) ids of all that is seen in the step's pictures, those of other micro-batches and ranks too.
     """
 
     idx: Tensor
@@ -48,22 +49,23 @@ class Batch:
     sound_rows: Tensor
     seen: Tensor
     heard: Tensor
+    words: Tensor
 
     def __len__(self) -> int:
         return len(self.idx)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some rows, no longer than the longest of them."""
+        """Some rows, hardly longer than the longest of them."""
         lengths = self.lengths[rows]
-        T, start, stop = int(lengths.max()), *rows.indices(len(self))[:2]
+        T, start, stop = rounded(int(lengths.max()), PLACES), *rows.indices(len(self))[:2]
         shown = (self.picture_rows >= start) & (self.picture_rows < stop)
         said = (self.sound_rows >= start) & (self.sound_rows < stop)
         frames = self.frames[said]
-        most = int(frames.max()) if len(frames) else 0
+        most = rounded(int(frames.max()), STRETCH) if len(frames) else 0
         return Batch(
             self.idx[rows, :T], self.targets[rows, :T], self.weights[rows, :T], lengths,
             self.pictures[shown], self.picture_rows[shown] - start,
-            self.spectrograms[said, :most], frames, self.sound_rows[said] - start, self.seen[shown], self.heard[said],
+            self.spectrograms[said, :most], frames, self.sound_rows[said] - start, self.seen[shown], self.heard[said], self.words,
         )  # fmt: skip
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
@@ -128,12 +130,10 @@ class MultimodalGPT(GPT):
 
     def missed(self, batch: Batch, seen: Tensor) -> Tensor:
         """The loss of each picture whose words are known, in nats, (N,): its vectors, on the whole, should be like the embeddings of these
-        words, and not like those of the batch's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
-        known = batch.seen != IGNORE  # (N, L)
-        told = batch.seen[known].unique()  # (W,)
-        fits = self.image.words(seen.mean(1), self.wte(told)).float()  # (N, W)
-        there = (batch.seen[..., None] == told).any(1).float()  # (N, W)
-        return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * known.any(1)
+        words, and not like those of the step's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
+        fits = self.image.words(seen.mean(1), self.wte(batch.words)).float()  # (N, W)
+        there = (batch.seen[..., None] == batch.words).any(1).float()  # (N, W)
+        return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * (batch.seen != IGNORE).any(1)
 
     def misheard(self, batch: Batch, heard: Tensor) -> Tensor:
         """The loss of each sound whose words are known, in nats a word, (M,): its vectors, one after the other, should be like the

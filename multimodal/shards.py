@@ -160,7 +160,8 @@ def outline(sample: Sample) -> Outline:
         return part if isinstance(part, str) else IMAGE if isinstance(part, Picture) else AUDIO
 
     turns = [[turn.role, [told(part) for part in turn.parts]] for turn in sample.turns]
-    return {"part": sample.source, "turns": turns, "text": sample.text, "seen": words_of(sample, Picture, DESCRIBE), "heard": words_of(sample, Sound, TRANSCRIBE)}
+    words = {"seen": words_of(sample, Picture, DESCRIBE), "heard": words_of(sample, Sound, TRANSCRIBE)}
+    return {"part": sample.source, "turns": turns, "text": sample.text, **words}
 
 
 def words_of(sample: Sample, kind: type, errand: str) -> list[str]:

@@ -22,6 +22,9 @@ from training.distributed import Ranks
 from training.evaluate import Score, evaluate, ratio
 
 ROWS = 64  # scored in one forward
+# Of an answer's words so many are hidden from the model while it goes on with it (word dropout: Bowman et al. 2016, arXiv:1511.06349):
+# else it learns, sooner than to look, which word follows which, and never says what it has not read.
+FORGOTTEN = 0.3
 SHOWN = 2  # examples of each part on a sheet
 Counts = tuple[int, float, float, float, float]  # of a row: its part, nats, tokens foreseen, tokens, bytes
 
@@ -56,7 +59,7 @@ class MediaTask:
         text = Batches(corpus.text.train, block_size, config.batch_size, config.seed) if corpus.text else None
         self.mixture = Mixture(
             corpus.train, text, STORIES, corpus.shares, config.batch_size, block_size, config.seed,
-            bent={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, augment=config.augment,
+            bent={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, forgotten=FORGOTTEN,
         )  # fmt: skip
         self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
         self.groups = self.validation_groups()
@@ -104,7 +107,7 @@ class MediaTask:
 
     def score_rows(self, model: nn.Module, group: np.ndarray) -> list[Counts]:
         shards = self.corpus.val
-        batch = collate([media_row(shards, int(n), None, 0, self.block_size) for n in group], shards).to(self.ranks.device)
+        batch = collate([media_row(shards, int(n), self.block_size) for n in group], shards, self.block_size).to(self.ranks.device)
         nats, right = model(batch, reduction="none")  # (n,) each
         asked = batch.targets != IGNORE
         row_of, targets = asked.nonzero()[:, 0], batch.targets[asked]  # (n,) each

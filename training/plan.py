@@ -149,7 +149,7 @@ def choose_micro_batch(
         micro
         for micro in range(1, share + 1)
         if share % micro == 0
-        and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
+        and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= (1024 if row_tokens else 2048))
         and memory(config, train, parameters, dtype, micro, "adamw", world) < 0.8 * free
     ]
     return max(fits, default=1)
