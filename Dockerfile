@@ -11,7 +11,7 @@ COPY requirements.txt wheel[s]/ wheels/
 # What serving imports, in the versions of requirements.txt. torch comes alone and from its own index first, as in setup.sh.
 # Its tests and C++ headers, a quarter of it, are for those who build on it.
 RUN python -m venv --without-pip /opt/venv \
-    && grep -E '^(torch|numpy|tiktoken|filelock|fastapi|uvicorn|pydantic|python-jose|passlib|limits|jinja2|prometheus-client)==' \
+    && grep -E '^(torch|numpy|tiktoken|filelock|fastapi|uvicorn|pydantic|python-jose|passlib|limits|jinja2|prometheus-client|pillow|soundfile|scipy)==' \
         wheels/requirements.txt > serving.txt \
     && grep '^torch==' serving.txt > torch.txt \
     && pip="python -m pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --find-links wheels" \
@@ -36,6 +36,7 @@ WORKDIR /app
 COPY config.py model.py tokenizer.py checkpoint.py serve.py ./
 COPY training/ training/
 COPY inference/ inference/
+COPY multimodal/ multimodal/
 COPY server/ server/
 COPY --from=model /model/ checkpoints/
 # Files that only their owner could read where they come from; and whoever --user names can write sessions, and nothing else.

@@ -106,6 +106,7 @@ class ModelConfig:
 class MediaModelConfig(ModelConfig):
     """The shape of a GPT that sees and hears as well: the GPT's own, and its encoders'."""
 
+    # eyes and ears
     modalities: str = setting("", "what the model takes in beside text: image, audio, or image,audio; empty is text alone")
     image_size: int = setting(32, "side of the square that a picture is scaled to, in pixels: 16, 32, 64, ... 512")
     audio_rate: int = setting(8000, "samples a second that a sound is brought to")

@@ -229,7 +229,8 @@ def contents(bench: Bench) -> str:
     ours = {str(path.relative_to("/app")) for path in files if path.is_relative_to("/app") and path.suffix != ".pyc"}
     models = [str(path) for path in files if path.name in ("best_model.pt", "last.pt")]
     expect(models == ["/app/checkpoints/best_model.pt"], models)
-    others = {name for name in ours if not re.match(r"(config|model|tokenizer|checkpoint|serve)\.py|(training|inference|server|checkpoints)/", name)}
+    wanted = r"(config|model|tokenizer|checkpoint|serve)\.py|(training|inference|multimodal|server|checkpoints)/"
+    others = {name for name in ours if not re.match(wanted, name)}
     expect(not others, others)
     packages = {path.name for path in files if path.is_relative_to("/opt/venv")}
     expect(not {"pytest", "gcc", "pip"} & packages, "tools are in it")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import generate  # noqa: E402
 import serve  # noqa: E402
 import train_cli  # noqa: E402
-from config import PRESETS, GenerateConfig, ModelConfig, Parser, ServeConfig, TrainConfig, variable  # noqa: E402
+from config import PRESETS, GenerateConfig, MediaModelConfig, Parser, ServeConfig, TrainConfig, variable  # noqa: E402
 
 FILE = ROOT / "docs" / "commands_reference.md"
 GUIDE = ROOT / "docs" / "SERVING.md"
@@ -205,7 +205,7 @@ def reference() -> str:
     ]
     lines += ["## python train_cli.py", "", "Trains. `python train.py` is the same.", ""]
     lines += by_section(train, TrainConfig)
-    lines += ["### The model", "", *by_section(train, ModelConfig)]
+    lines += ["### The model", "", *by_section(train, MediaModelConfig)]
     lines += ["### The rest", "", *table([action for action in train._actions if action.dest == "list_presets"])]
     lines += ["### What the presets set", "", *presets()]
     lines += ["### How it ends", "", exit_codes("train.py"), ""]

@@ -112,7 +112,7 @@ def file_of(part: ContentPart) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except ValueError:
-        raise Unreadable("is no base64: base64 -w0 FILE makes some") from None
+        raise Unreadable("is no base64: base64 -w0 FILE makes some", "no base64") from None
 
 
 def inline(url: str) -> str:
@@ -123,9 +123,9 @@ def inline(url: str) -> str:
     """
     head, _, data = url.partition(",")
     if not head.lower().startswith("data:"):
-        raise Unreadable("is an address, and this server fetches nothing: send the file itself, as data:image/png;base64,...")
+        raise Unreadable("is an address, and this server fetches nothing: send the file itself, as data:image/png;base64,...", "an address")
     if not head.lower().endswith(BASE64):
-        raise Unreadable(f"is a data URI without {BASE64} before its comma: send the file in base64")
+        raise Unreadable(f"is a data URI without {BASE64} before its comma: send the file in base64", "no base64")
     return data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,19 @@ def sound(seconds: float = 0.2, pitch: float = 440, kind: str = "WAV") -> bytes:
     wave = 0.5 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * RATE)) / RATE)
     soundfile.write(file, wave, RATE, format=kind)
     return file.getvalue()
+
+
+def lay_out(folder: Path) -> None:
+    """The files that the documents speak of: a picture, a sound, rows of both, photographs, pictures by class."""
+    (folder / "cat.png").write_bytes(picture())
+    (folder / "question.wav").write_bytes(sound())
+    for number in range(10):
+        for animal, colour in (("cat", "grey"), ("dog", "brown")):
+            for file in (folder / f"photos/{animal}_{number}.png", folder / f"animals/{animal}/{number}.png"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(picture(colour))
+    rows = [{"image": "cat.png", "text": "a cat"}, {"audio": "question.wav", "text": "what is it"}] * 10
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def text(said: str) -> dict:

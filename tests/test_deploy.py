@@ -144,7 +144,7 @@ def test_the_image_has_the_packages_that_the_server_imports():
     installed = set(row.split("|"))
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M))
     assert installed <= pinned
-    modules = {"python-jose": "jose", "prometheus-client": "prometheus_client"}
+    modules = {"python-jose": "jose", "prometheus-client": "prometheus_client", "pillow": "PIL"}
     known = {modules.get(name, name) for name in installed} | {"starlette", "pydantic_core"}  # FastAPI's and pydantic's own
     lazy = {"tokenizers"}  # only where a vocabulary is trained
     rooms = {path.stem for path in ROOT.iterdir()}

@@ -23,7 +23,7 @@ import torch
 
 import checkpoint
 import train_cli
-from config import PRESETS, ModelConfig, ServeConfig, take, variable
+from config import PRESETS, ServeConfig, take, variable
 from server.errors import DOCUMENTED
 from server.schemas import GenerateRequest
 from tests import sights
@@ -37,7 +37,7 @@ DOORS = ("train.py", "train_cli.py", "generate.py", "serve.py")
 INDEX = ROOT / "docs" / "README_DOCS.md"
 # What is laid over a documented training command, so that it takes a second.
 TINY = shlex.split(
-    "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
+    "--n_layer 1 --n_head 2 --n_embd 32 --block_size 160 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
     "--tokenizer byte --n_stories 40 --sample_tokens 4 --no-progress --device cpu --dtype float32 --compile off"
 )
 
@@ -98,7 +98,7 @@ def test_files_that_are_named_exist(page):
 @pytest.fixture(scope="module")
 def ours() -> dict[str, object]:
     """Our modules and the classes in them, by name."""
-    files = [*ROOT.glob("*.py"), *ROOT.glob("training/*.py"), *ROOT.glob("inference/*.py")]
+    files = [*ROOT.glob("*.py"), *ROOT.glob("training/*.py"), *ROOT.glob("inference/*.py"), *ROOT.glob("multimodal/*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__"]
     modules = [importlib.import_module(name) for name in names]
     classes = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
@@ -109,7 +109,7 @@ def ours() -> dict[str, object]:
 def test_names_of_the_code_exist(page, ours):
     """`data.splitter` and `Trainer.spike` in the text are things here."""
     for owner, name in re.findall(r"`(\w+)\.(\w+)(?:\(.*?\))?`", FENCE.sub("", read(page))):
-        if owner in ours and name not in ("py", "md", "pt", "gguf", "safetensors", "yaml", "sbatch"):  # which are files
+        if owner in ours and name not in ("py", "md", "pt", "gguf", "safetensors", "yaml", "sbatch", "jsonl", "parquet"):  # files
             held = ours[owner]
             known = hasattr(held, name) or name in getattr(held, "__annotations__", {})
             assert known or f".{name} = " in inspect.getsource(held), f"{page.name} names {owner}.{name}"
@@ -163,7 +163,7 @@ def door(words: list[str]) -> tuple[str, list[str]] | None:
     if words[0] == "make":
         flags = next((word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")), None)
         verbs = {"train": "train_cli.py", "info": "train_cli.py plan", "generate": "generate.py", "serve": "serve.py"}
-        verbs |= {"watch": "train_cli.py watch"}
+        verbs |= {"watch": "train_cli.py watch", "train-multimodal": "train_cli.py"}
         name = verbs.get(words[1])
         return (name, shlex.split(flags)) if flags is not None and name and "..." not in flags else None
     if len(words) < 2 or words[1] not in DOORS:
@@ -277,6 +277,7 @@ def played(tmp_path_factory) -> Path:
         folder.mkdir()
         for name in ("mybook.txt", "letters.txt"):
             (folder / name).write_text(TEXT)
+        sights.lay_out(folder)
         if "--run mybook" not in marked[0][1]:  # else the page trains that run itself
             marked.insert(0, ("sh", FIRST))
         for kind, body in marked:
@@ -522,6 +523,6 @@ def test_the_table_of_presets_is_right():
     assert {row[0] for row in rows} == set(PRESETS)
     for name, *shape, parameters in rows:
         preset = PRESETS[name]
-        config = take(ModelConfig, {"vocab_size": 65 if preset.get("tokenizer") == "char" else 50257, **preset})
+        config = take(train_cli.shape_of(preset), {"vocab_size": 65 if preset.get("tokenizer") == "char" else 50257, **preset})
         assert shape == [config.architecture, *map(str, (config.n_layer, config.n_embd, config.block_size))], name
         assert float(parameters) == pytest.approx(count_parameters(config) / 1e6, rel=0.06), name
