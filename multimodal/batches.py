@@ -191,7 +191,8 @@ def hear(shards: Shards, sounds: list[tuple[int, int, np.ndarray | None]]) -> tu
     bends = stacked([bend for *_, bend in sounds])  # (M, 7)
     lengths = torch.tensor([len(each) for each in own])
     out = int(frames.max())
-    at = (torch.arange(out) + 0.5)[None] * (lengths / frames)[:, None]  # (M, F): where each frame comes from
+    at = (torch.arange(out) + 0.5)[None] * (lengths / frames)[:, None]  # (M, F): where each frame comes from,
+    at = at.minimum(lengths[:, None] - 0.5)  # and never from the padding, which depends on the company
     band = (torch.arange(MELS) + 0.5)[None] * (1 + PITCH * bends[:, 1:2]) + 2 * bends[:, 2:3]  # (M, MELS): another tract
     grid = torch.stack(torch.broadcast_tensors((2 * band / MELS - 1)[:, None], (2 * at / padded.size(1) - 1)[..., None]), -1)
     x = F.grid_sample(padded[:, None], grid, padding_mode="border", align_corners=False)[:, 0]  # (M, F, MELS)

@@ -314,7 +314,8 @@ def test_a_resumed_run_has_the_bits_of_a_straight_one(straight, tmp_path, monkey
 
 
 def test_two_ranks_have_the_losses_of_one(tmp_path, monkeypatch):
-    together = {"batch_size": 8, "micro_batch_size": 2, "max_iters": 6, "eval_interval": 3}
+    """At a low rate: where a gradient is next to nothing, AdamW's first steps go by a sign that rounding decides."""
+    together = {"batch_size": 8, "micro_batch_size": 2, "max_iters": 6, "eval_interval": 3, "optimizer": "adamw", "learning_rate": 1e-4}
     done = finish(torchrun(tmp_path, *run_flags(tmp_path, "two", **together)))
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(shards, "DATA", tmp_path / "data")
