@@ -325,6 +325,12 @@ def test_the_workflow_runs_targets_that_exist():
     assert made <= targets
 
 
+def test_every_push_and_every_pull_request_is_tested():
+    events = WORKFLOW[True]  # YAML 1.1 reads `on` so
+    assert events == {"pull_request": None, "push": None}, "no branch, tag or path is left out"
+    assert [name for name, job in WORKFLOW["jobs"].items() if "if" in job] == ["publish"]
+
+
 def test_actions_are_pinned_and_jobs_may_do_no_more_than_they_need():
     assert WORKFLOW["permissions"] == {"contents": "read"}
     text = (ROOT / ".github" / "workflows" / "cicd.yml").read_text()
@@ -332,7 +338,7 @@ def test_actions_are_pinned_and_jobs_may_do_no_more_than_they_need():
     for name, job in WORKFLOW["jobs"].items():
         assert ("permissions" in job) == (name == "publish")
     publish = WORKFLOW["jobs"]["publish"]
-    assert publish["if"] == "github.event_name == 'push'"
+    assert publish["if"] == "github.event_name == 'push' && (github.ref == 'refs/heads/main' || startsWith(github.ref, 'refs/tags/v'))"
     assert {"test", "deploy"} <= set(publish["needs"])
     assert publish["permissions"] == {"contents": "read", "packages": "write", "id-token": "write", "attestations": "write"}
 
