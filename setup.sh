@@ -148,18 +148,23 @@ for site in Path("venv/lib").glob("python*/site-packages"):
                 sys.exit(1)' 2>/dev/null
 }
 
-# One set-up at a time. The lock sits on this very file, by way of descriptor 9, and the kernel
-# drops it when the last process of this set-up ends, however it ends: no stale lock files.
+# One set-up at a time. The locks sit on this folder and, where venv/ is a link, on the folder in which
+# it really lies, so that checkouts which share one wait for each other. They are held by way of
+# descriptors 9 and 8, and the kernel drops them when the last process of this set-up ends, however it
+# ends: no stale lock files.
 lock() {
-    exec 9<setup.sh
-    "$1" -c 'import fcntl
-try:
-    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    print("Another set-up is at work in this folder; waiting for it.", flush=True)
-    fcntl.flock(9, fcntl.LOCK_EX)
-except OSError:
-    pass  # a file system without locks' 9<&9
+    exec 9<. 8<.
+    [ ! -d venv ] || exec 8<venv/..
+    "$1" -c 'import fcntl, os
+same = os.path.samestat(os.fstat(9), os.fstat(8))
+for folder in [9] if same else [9, 8]:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("Another set-up is at work on this venv/; waiting for it.", flush=True)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks' 9<&9 8<&8
 }
 
 # ensure runtime|dev
@@ -177,7 +182,7 @@ ensure() {
     if [ -e venv ] || [ -h venv ]; then
         if ! sound; then
             say "venv/ is damaged, or its Python is gone: making it again."
-            rm -rf venv
+            rm -rf venv # of a link, the link
         fi
     fi
     if [ ! -e venv ]; then

@@ -804,15 +804,20 @@ def import_(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    """A table of runs, from their logs."""
-    parser = Parser(prog="train_cli.py compare", description="Shows runs side by side.")
+    """Runs side by side, from their logs: what the page of training shows."""
+    description = "Shows runs side by side: a table, then curves, plans, checkpoints and samples of the runs that are named, or of the newest."
+    parser = Parser(prog="train_cli.py compare", description=description)
     parser.add_argument("runs", nargs="*", help="names of runs [all]")
     parser.add_argument("--log_dir", "--log-dir", default="", help="folder of the logs [logs]")
     args = parser.parse_args(argv)
 
-    from training.compare import table
+    from training.compare import read_runs, table
+    from training.terminal import page
 
-    print(table(Path(args.log_dir or ROOT / "logs"), args.runs))
+    runs = read_runs(Path(args.log_dir or ROOT / "logs"), args.runs)
+    newest = max(runs, key=lambda run: run.last_time)
+    encoding = sys.stdout.encoding or "utf-8"  # some terminals know no blocks to draw with
+    print(f"{table(runs)}\n\n{page(runs if args.runs else [newest])}".encode(encoding, "replace").decode(encoding))
     return 0
 
 

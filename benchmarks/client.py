@@ -81,16 +81,31 @@ async def post(port: int, path: str, body: dict) -> tuple[asyncio.StreamReader, 
     return reader, writer
 
 
+class Lost(RuntimeError):
+    """A text that did not come, or not as a whole."""
+
+
 async def stream(port: int, prompt: str, tokens: int, **settings) -> AsyncIterator[tuple[float, dict]]:
-    """The events of a streamed text with the instants they came at."""
+    """The events of a streamed text with the instants they came at.
+
+    Raises:
+        Lost: when the answer is another status than 200, tells an error, or ends without `[DONE]` or any of its tokens.
+    """
     body = {"prompt": prompt, "max_new_tokens": tokens, "stream": True, "ignore_eos": True, **settings}
     reader, writer = await post(port, "/v1/generate", body)
+    event: dict = {}
     try:
         status = await reader.readline()
         if b" 200 " not in status:
-            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read()).decode()[-300:]}")
-        while line := await reader.readline():
+            raise Lost(f"{status.decode().strip()}: {(await reader.read()).decode()[-300:]}")
+        while (line := await reader.readline()) and line != b"data: [DONE]\n":
             if line.startswith(b"data: {"):
-                yield time.monotonic(), json.loads(line[6:])
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise Lost(f"in mid-stream: {event['error']}")
+                yield time.monotonic(), event
+        written = event.get("usage", {}).get("completion_tokens")
+        if not line or written != tokens:
+            raise Lost(f"{written} of {tokens} tokens, {'then [DONE]' if line else 'without [DONE]'}; last: {event}"[:300])
     finally:
         writer.close()

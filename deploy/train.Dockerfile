@@ -10,12 +10,13 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ && rm -
 WORKDIR /app
 COPY requirements.txt ./
 RUN grep '^torch==' requirements.txt > torch.txt \
-    && pip install --no-cache-dir --index-url "${TORCH_INDEX}" -r torch.txt \
+    && pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" -r torch.txt \
     && pip install --no-cache-dir -r requirements.txt
 COPY *.py ./
 COPY corpora/ corpora/
 COPY training/ training/
 COPY inference/ inference/
+COPY multimodal/ multimodal/
 COPY server/ server/
 COPY deploy/train.sh deploy/
 RUN chmod -R a+rX . && python -m compileall -q .

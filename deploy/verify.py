@@ -31,6 +31,7 @@ from deploy import monitoring, stack
 from deploy.containers import (
     IMAGE,
     KEY,
+    LOCKED,
     Failed,
     Skipped,
     copy_checkout,
@@ -46,6 +47,8 @@ from tests.live import save
 
 TOOLS = ROOT / "build" / "tools" / "bin"
 BARE, FULL = f"{IMAGE}:bare", f"{IMAGE}:verify"  # the image without a model, and with one
+TRAINING = f"{IMAGE}:train"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NO_ENGINE = (
     "no Docker engine answers (`docker info` fails). On Debian and Ubuntu: apt install docker.io, then docker-buildx where there is "
     "one; elsewhere https://docs.docker.com/engine/install/. Your account must be in the group docker."
@@ -128,9 +131,9 @@ def check(title: str, *needs: str):
 # ---- files
 
 
-@check("Dockerfile (hadolint)")
+@check("both Dockerfiles (hadolint)")
 def dockerfile(bench: Bench) -> str:
-    run(TOOLS / "hadolint", "Dockerfile")
+    run(TOOLS / "hadolint", "Dockerfile", "deploy/train.Dockerfile")
     return "no findings"
 
 
@@ -237,6 +240,22 @@ def contents(bench: Bench) -> str:
     config = json.loads(run("docker", "image", "inspect", "--format", "{{json .Config}}", FULL))
     expect(re.fullmatch(r"[1-9]\d*:\d+", config["User"]), f"it runs as {config['User']!r}")
     return f"{len(ours)} files of ours, one model, user {config['User']}"
+
+
+@check("the image for training: builds, trains, and goes on where it was saved", "engine")
+def training_image(bench: Bench) -> str:
+    given = {"BASE_IMAGE": os.environ.get("BASE_IMAGE", ""), "TORCH_INDEX": os.environ.get("TORCH_INDEX") or CPU_INDEX}
+    flags = [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
+    flags += ["--network", bench.network] if bench.network else []
+    run("docker", "build", *flags, "-f", "deploy/train.Dockerfile", "-t", TRAINING, ".", folder=bench.checkout, DOCKER_BUILDKIT="1")
+    small = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --batch_size 4 --tokenizer byte --data stories --n_stories 40 --log_dir /tmp/logs"
+    starts = [f"deploy/train.sh {small} --max_iters {steps}" for steps in (6, 9)]
+    script = " && ".join([*starts, "cat /tmp/logs/verify/events.jsonl", "echo 'int main(){}' | gcc -x c -o /tmp/compiled -"])
+    inside = ("--rm", "--network", "none", *LOCKED, "--tmpfs", "/tmp", "--env", "RUN=verify", "--env", "OUT_DIR=/tmp/checkpoints")
+    told = run("docker", "run", *inside, TRAINING, "sh", "-c", script)
+    expect('"event": "resume", ' in told and '"step": 8, ' in told, f"the second start did not go on: {told[-600:]}")
+    size = int(run("docker", "image", "inspect", "--format", "{{.Size}}", TRAINING))
+    return f"{size / 1e6:.0f} MB; read-only, as an unknown user: 6 steps, and after a second start 3 more; its compiler compiles"
 
 
 # ---- one container
@@ -444,7 +463,7 @@ def main() -> int:
             result, told = result_of(each, bench, good)
             results[each.make.__name__] = result
             print(f"{result:8}{each.title} ({time.monotonic() - t0:.0f} s)\n        {told}", flush=True)
-    for image in (BARE, FULL, f"{IMAGE}:latest", f"{IMAGE}:prometheus"):
+    for image in (BARE, FULL, TRAINING, f"{IMAGE}:latest", f"{IMAGE}:prometheus"):
         subprocess.run(["docker", "rmi", "--force", image], capture_output=True)
     counts = {kind: list(results.values()).count(kind) for kind in ("OK", "SKIPPED", "FAILED")}
     print(", ".join(f"{count} {kind}" for kind, count in counts.items()))

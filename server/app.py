@@ -136,8 +136,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def load(host: Host) -> None:
     """Loads the checkpoint, for the first time or again, and says what came of it."""
+    from training import calibrate
+
     try:
         host.load()
+        calibrate.return_freed_memory()  # what loading took, and the models that went after the loads before
         print(greeting.model_line(host.engine), flush=True)
     except UserError as error:
         log.error("the model was not loaded: %s", error)

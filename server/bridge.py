@@ -69,6 +69,8 @@ class Generation:
             self.bell.clear()
             self.rung = False  # before the look at what came: what comes after it rings again
             came = [self.came.popleft() for _ in range(len(self.came))]
+            if not came:  # the last look took a piece that rang only after it
+                continue
             yield came
             if came[-1].finish_reason:
                 return

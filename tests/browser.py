@@ -15,7 +15,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WANTED = "no Chromium with its chromedriver is on this machine: make test-browser says how to get them"
-EXPECTED = ("401", "403", "404", "413", "422", "429", "503")  # statuses that a test provokes: the console notes each of them
+EXPECTED = ("400", "401", "403", "404", "413", "422", "429", "503")  # statuses that a test provokes: the console notes each of them
 
 
 def programs() -> tuple[str, str]:
@@ -55,6 +55,8 @@ class Browser:
     def __init__(self, driver: Any):
         self.driver = driver
         self.injected: list[str] = []
+        self.own: set[str] = set()  # the hosts of the pages that were opened
+        self.asked: set[str] = set()  # the hosts that they asked
 
     def open(self, address: str, width: int = 1280, height: int = 800, fresh: bool = True, **media: str) -> None:
         """A page in a window of this size, as a newcomer sees it unless it is not to be fresh."""
@@ -67,6 +69,7 @@ class Browser:
         if fresh:  # another server may have had this port; what a tab keeps goes with the address
             self.cdp("Storage.clearDataForOrigin", origin=address, storageTypes="all")
         self.requests(), self.complaints()  # those of the page before
+        self.own.add(urlsplit(address).netloc)
         self.driver.get(address)
 
     def cdp(self, command: str, **values: Any) -> Any:
@@ -163,8 +166,15 @@ class Browser:
         """The requests that were sent since the last look: url, method, headers, postData."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"]["request"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [each for each in sent if not each["url"].startswith(("about:", "data:", "blob:", "chrome"))]
+        sent = [each for each in sent if not each["url"].startswith(("about:", "data:", "blob:", "chrome"))]
+        self.asked |= {urlsplit(each["url"]).netloc for each in sent}
+        return sent
 
-    def hosts(self) -> set[str]:
-        """Whom the page asked since the last look."""
-        return {urlsplit(request["url"]).netloc for request in self.requests()}
+    def leave(self) -> None:
+        """Away from the page, which must have behaved: no error on its console, and nobody asked but its own server."""
+        self.requests()
+        noted, strangers = self.complaints(), self.asked - self.own
+        self.driver.get("about:blank")  # so that it asks no more
+        self.forget()
+        self.own, self.asked = set(), set()
+        assert not noted and not strangers, f"on the console: {noted}; asked as well: {strangers}"

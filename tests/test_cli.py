@@ -259,7 +259,8 @@ def test_compare_tells_a_run_that_was_killed_from_one_in_progress(trained, tmp_p
         lines = [json.dumps({**event, "time": time.time() - ago}) for event in events[:8]] if ago is not None else []
         (tmp_path / name / "events.jsonl").write_text("\n".join([*lines, '{"event": "st']))
     assert main_here(tmp_path, monkeypatch, "compare", "--log_dir", str(tmp_path)) == 0
-    ends = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    listed, _, _ = capsys.readouterr().out.partition("\n\n")
+    ends = {line.split()[0]: line.split()[-1] for line in listed.splitlines()}
     assert ends == {"run": "ended", "killed": "killed?", "alive": "running", "empty": "killed?"}
 
 

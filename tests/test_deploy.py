@@ -34,6 +34,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "cicd.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+BOTH = pytest.mark.parametrize(("door", "file"), [("serve", "Dockerfile"), ("train_cli", "deploy/train.Dockerfile")], ids=["server", "training"])
 RULES = {rule["alert"]: rule for rule in monitoring.alerts()}
 GUIDE = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
 QUERIES = [query for queries in monitoring.panels().values() for query in queries]
@@ -125,18 +126,20 @@ def reached(start: str = "serve") -> set[Path]:
     return found
 
 
-def copied() -> list[str]:
+def copied(file: str = "Dockerfile") -> list[str]:
     """What the last stage takes from this folder."""
-    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
-    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", last, re.M)
+    text = (ROOT / file).read_text()
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", text[text.rindex("\nFROM ") :], re.M)
     return [word for line in lines for word in line.split()]
 
 
-def test_the_image_has_all_that_the_server_imports():
-    taken = copied()
-    for file in reached():
-        name = str(file.relative_to(ROOT))
-        assert name in taken or f"{name.split('/')[0]}/" in taken, f"serve.py reaches {name}: COPY it in the Dockerfile"
+@BOTH
+def test_the_image_has_all_that_its_door_imports(door, file):
+    taken = copied(file)
+    for each in reached(door):
+        name = str(each.relative_to(ROOT))
+        there = name in taken or f"{name.split('/')[0]}/" in taken or ("/" not in name and "*.py" in taken)
+        assert there, f"{door}.py reaches {name}: COPY it in {file}"
 
 
 def test_the_image_has_the_packages_that_the_server_imports():
@@ -156,11 +159,13 @@ def test_the_image_has_the_packages_that_the_server_imports():
             assert outside <= known | lazy, f"{file.name} imports {outside - known}: add it to the Dockerfile's list"
 
 
-def test_what_is_copied_is_not_ignored():
-    allowed = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    for name in [*copied(), "requirements.txt"]:
+@pytest.mark.parametrize(("file", "ignored"), [("Dockerfile", ".dockerignore"), ("deploy/train.Dockerfile", "deploy/train.Dockerfile.dockerignore")])
+def test_what_is_copied_is_not_ignored(file, ignored):
+    lines = (ROOT / ignored).read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    for name in [*copied(file), "requirements.txt"]:
         assert name.rstrip("/") in allowed or (name.endswith(".py") and "*.py" in allowed), name
-    assert (ROOT / ".dockerignore").read_text().splitlines()[0] == "*"
+    assert lines[0] == "*"
 
 
 def test_the_image_is_started_as_its_checks_expect():
@@ -325,6 +330,12 @@ def test_the_workflow_runs_targets_that_exist():
     assert made <= targets
 
 
+def test_every_push_and_every_pull_request_is_tested():
+    events = WORKFLOW[True]  # YAML 1.1 reads `on` so
+    assert events == {"pull_request": None, "push": None}, "no branch, tag or path is left out"
+    assert [name for name, job in WORKFLOW["jobs"].items() if "if" in job] == ["publish"]
+
+
 def test_actions_are_pinned_and_jobs_may_do_no_more_than_they_need():
     assert WORKFLOW["permissions"] == {"contents": "read"}
     text = (ROOT / ".github" / "workflows" / "cicd.yml").read_text()
@@ -332,7 +343,7 @@ def test_actions_are_pinned_and_jobs_may_do_no_more_than_they_need():
     for name, job in WORKFLOW["jobs"].items():
         assert ("permissions" in job) == (name == "publish")
     publish = WORKFLOW["jobs"]["publish"]
-    assert publish["if"] == "github.event_name == 'push'"
+    assert publish["if"] == "github.event_name == 'push' && (github.ref == 'refs/heads/main' || startsWith(github.ref, 'refs/tags/v'))"
     assert {"test", "deploy"} <= set(publish["needs"])
     assert publish["permissions"] == {"contents": "read", "packages": "write", "id-token": "write", "attestations": "write"}
 

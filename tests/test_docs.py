@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -11,6 +12,8 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +30,7 @@ from config import PRESETS, ServeConfig, take, variable
 from server.errors import DOCUMENTED
 from server.schemas import GenerateRequest
 from tests import sights
-from tests.live import load, serving
+from tests.live import load, serving, wait_until
 from training.plan import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,17 +225,43 @@ def test_python_is_python(page):
             assert (ROOT / what.replace(".", "/")).with_suffix(".py").exists(), f"{page.name} names {what}"
 
 
-# ---- what is marked with <!-- run --> is run
+# ---- every command is run, here or where EXCUSED says; snippets of Python where they are marked with <!-- run -->
 
 TEXT = "Once upon a time a small model read a book. It read it again, and then it knew how the next line began.\n" * 60
 FIRST = "python train_cli.py --data mybook.txt --run mybook"  # the run that the pages speak of
+OURS = {"train": "train_cli.py --preset quick", "info": "train_cli.py plan --preset quick", "generate": "generate.py"}
+OURS |= {"train-multimodal": "train_cli.py --preset multimodal"}
+OURS |= {"serve": "serve.py", "serve-dev": "serve.py --dev", "watch": "train_cli.py watch"}  # what make opens
+EXCUSED = {  # the beginning of a command, and why no test of this file runs it
+    "make (setup|setup-all|install|install-force|init|check-deps|clean)( |$)": "changes venv/: tests/test_setup.py plays it with stand-ins",
+    "make (test|quick-test|test-slow|test-gpu|test-browser|lint)( |$)": "runs these very tests",
+    r"(make bench|python -m benchmarks\.\w+)$": "takes minutes, and measures: its module is there",
+    "make (image|image-push|image-digest|image-sbom|obs-up|obs-down|verify-deploy)( |$)": "wants Docker: make verify-deploy runs it",
+    "docker ": "wants Docker: make verify-deploy builds, starts and stops the image",
+    "kubectl ": "wants a cluster: tests/test_clusters.py holds what it applies against Kubernetes' schemas",
+    "sbatch ": "wants SLURM: tests/test_clusters.py plays it",
+    "gh ": "wants GitHub, and an image that was pushed there",
+    "vllm ": "wants a GPU: tests/test_export.py loads the export with transformers",
+    "(llama-cli|ollama) ": "are not here: tests/test_gguf.py asks llama.cpp where it is installed",
+    "(sudo|pip|python3? -m venv|\\. venv/bin/activate)( |$)": "changes the machine or an environment: the workflow goes this way",
+    "tail -f|tensorboard ": "never ends: what it reads is read by test_fields_of_the_log_are_documented",
+    r"python train_cli\.py (export checkpoints/big|consolidate) ": "wants a run of several ranks: test_launched_commands_run makes one",
+    r"python train_cli\.py .*hf:OWNER/NAME": "stands for a name: tests/test_hub.py has a Hub of its own",
+    r"(set -a|set \+a|\. \./\.env|cp \.env\.example .*)$": "is for a file of one's own: tests/test_server_config.py reads the example",
+}
 DRIVER = """
-import contextlib, io, json, os, sys, traceback
+import contextlib, getpass, io, json, os, shutil, sys, traceback
 import checkpoint, generate, pathlib, train_cli
 
-for number, (folder, words) in enumerate(json.load(open(sys.argv[1]))):
+getpass.getpass = lambda: "a password"
+failed = []
+for folder, words in json.load(open(sys.argv[1])):
     os.chdir(folder)
     checkpoint.ROOT = train_cli.ROOT = pathlib.Path(folder)  # where the default folders are
+    again = {"--resume", "--verify_resume"} & set(words)
+    for flag, places in {"--run": () if again else ("checkpoints", "logs"), "--out": (".",)}.items():
+        for place in places if flag in words else ():  # a page may go two ways to one place
+            shutil.rmtree(os.path.join(place, words[words.index(flag) + 1]), ignore_errors=True)
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
@@ -246,8 +275,78 @@ for number, (folder, words) in enumerate(json.load(open(sys.argv[1]))):
             code = 1
             traceback.print_exc()
     if code:
-        sys.exit(f"{folder}: {words}\\n{said.getvalue()}")
+        failed.append(f"{folder}: {words}\\n{said.getvalue()}")
+if failed:
+    sys.exit("\\n".join(failed))
 """
+
+
+def simple(body: str) -> list[list[str]]:
+    """The commands of a fence, one by one, as words. What curl is part of stays a whole line."""
+    found = []
+    body = re.sub(r"<<(\w+)\n.*?^\1$", "", body, flags=re.M | re.S)  # what a command is given to read is no command
+    for line in re.sub(r"\\\n\s*", "", body).splitlines():
+        if "curl " in line:
+            found.append([line])
+            continue
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word not in (";", "&&", "|"):
+                words.append(word)
+            elif words:
+                found.append(words)
+                words = []
+    return found
+
+
+def opened(words: list[str]) -> list[str]:
+    """What a command hands to Python: the words behind `python`, or what make puts there; nothing where it is another program's."""
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    if words[:1] == ["make"] and len(words) > 1 and words[1] in OURS:
+        given = dict(word.split("=", 1) for word in words[2:])
+        place = [word for name in ("HOST", "PORT") if name in given for word in (f"--{name.lower()}", given[name])]
+        verb = OURS[words[1]].split()
+        own = shlex.split(given["ARGS"]) if "ARGS" in given else []
+        return [*verb[: 1 if own and words[1] == "train" else 2 if own and words[1] == "info" else None], *place, *own]
+    python = bool(words) and re.fullmatch(r"\S*python", words[0])
+    return words[1:] if python and (words[1] in DOORS or words[1] == "-c") else []
+
+
+def way(words: list[str]) -> str:
+    """How a command is run here: played, served, launched, asked or set; empty where it has to be excused."""
+    if len(words) == 1 and "curl " in words[0]:
+        return "asked"
+    if any(re.match(pattern, " ".join(words)) for pattern in EXCUSED):
+        return ""
+    if words[0] == "export" or all(re.fullmatch(r"\w+=.*", word) for word in words):
+        return "set"
+    if "torchrun" in words:
+        return "launched"
+    if python := opened(words):
+        return "served" if python[0] == "serve.py" or python[:2] == ["train_cli.py", "watch"] else "played"
+    return ""
+
+
+def shells(path: Path) -> list[list[str]]:
+    """The commands of a page's fences."""
+    return [words for _, kind, body in FENCE.findall(read(path)) if kind == "sh" for words in simple(body)]
+
+
+@page
+def test_every_command_is_run_or_excused(page):
+    for words in shells(page):
+        line = " ".join(words)
+        bare = re.sub(r"^(\w+=\S* )+", "", line)
+        assert way(words) or any(re.match(pattern, bare) for pattern in EXCUSED), f"{page.name}: who runs {line!r}?"
+
+
+def test_every_excuse_is_needed():
+    lines = [re.sub(r"^(\w+=\S* )+", "", " ".join(words)) for page in PAGES for words in shells(page)]
+    for pattern in EXCUSED:
+        assert any(re.match(pattern, line) for line in lines), f"nothing begins like {pattern!r} any more"
 
 
 def small(words: list[str]) -> list[str]:
@@ -255,37 +354,36 @@ def small(words: list[str]) -> list[str]:
     name, _ = door(["python", *words]) or ("", [])
     if name == "generate.py":
         return [*words, "--max_new_tokens", "4"]
-    if name != "train_cli.py":
+    if name != "train_cli.py" or "--list_presets" in words:
         return words
     while "--time" in words:
         at = words.index("--time")
         words = words[:at] + words[at + 2 :]
     again = {"--resume", "--verify_resume"} & set(words)
     every = ["--save_interval", "4"] if "--save_interval" in words else []
-    return [*words, *(["--max_iters", "12", "--no-progress"] if again else TINY), *every]
+    vocabulary = ["--tokenizer", "bpe", "--vocab_size", "300"] if "--vocab_size" in words else []
+    own = ["--data", "rows.jsonl"] if "multimodal" in words and "--data" not in words else []  # its own take minutes to make
+    return [*words, *own, *(["--max_iters", "12", "--no-progress"] if again else TINY), *every, *vocabulary]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Path:
-    """A folder in which the marked commands of every page were run, each page in a folder of its own."""
+    """A folder in which the commands of every page were run, each page in a folder of its own."""
     home, jobs = tmp_path_factory.mktemp("docs"), []
     for page in PAGES:
-        marked = [(kind, body) for mark, kind, body in FENCE.findall(read(page)) if mark]
-        if not marked or page.name == "README.zh-CN.md":  # its commands are README.md's, as another test says
+        if page.name == "README.zh-CN.md":  # its commands are README.md's, as another test says
             continue
+        fences = [(kind, body) for mark, kind, body in FENCE.findall(read(page)) if kind == "sh" or (mark and kind == "python")]
         folder = home / page.stem
-        folder.mkdir()
-        for name in ("mybook.txt", "letters.txt"):
+        (folder / "notes").mkdir(parents=True)
+        for name in ("mybook.txt", "letters.txt", "notes/a.md", "notes/b.md"):
             (folder / name).write_text(TEXT)
         sights.lay_out(folder)
-        if "--run mybook" not in marked[0][1]:  # else the page trains that run itself
-            marked.insert(0, ("sh", FIRST))
-        for kind, body in marked:
-            rows = (
-                [["-c", body]] if kind == "python" else [shlex.split(row, comments=True) for row in body.splitlines()]
-            )
-            rows = [words for words in rows if words]
-            jobs += [(str(folder), small(words[1:] if words[0] == "python" else words)) for words in rows]
+        told = []
+        for kind, body in fences:
+            rows = [["-c", body]] if kind == "python" else [opened(words) for words in simple(body) if way(words) == "played"]
+            told += [(str(folder), small(words)) for words in rows]
+        jobs += [(str(folder), small(FIRST.split()[1:])), *told] if told else []
     (home / "jobs.json").write_text(json.dumps(jobs))
     env = {**os.environ, "LLM_DATA_DIR": str(home / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-c", DRIVER, str(home / "jobs.json")]
@@ -294,9 +392,82 @@ def played(tmp_path_factory) -> Path:
     return home
 
 
-def test_marked_commands_run(played):
+def test_commands_run(played):
     assert (played / "README" / "exported" / "model.safetensors").exists()
     assert (played / "START_HERE" / "logs" / "mybook" / "loss.png").exists()
+
+
+def distinct(kind: str) -> list[list[str]]:
+    """The commands of all pages that are run in such a way, each once."""
+    found = [tuple(words) for page in PAGES for words in shells(page) if way(words) == kind]
+    return [list(words) for words in dict.fromkeys(found)]
+
+
+LAUNCHED = {" ".join(words[words.index("--") + 1 :]): words for words in distinct("launched")}
+
+
+@pytest.mark.parametrize("what", [w if "shakespeare" in w else pytest.param(w, marks=pytest.mark.slow) for w in LAUNCHED])
+def test_launched_commands_run(what, tmp_path, monkeypatch):
+    """torchrun with two processes on this machine in place of many on others. Shards that come of it are made whole, and exported."""
+    words = LAUNCHED[what]
+    (tmp_path / "mybook.txt").write_text(TEXT)
+    program, *flags = words[words.index("--") + 1 :]
+    flags = [word.replace("/shared/corpus", str(tmp_path / "mybook.txt")) for word in flags]
+    checkpoints, logs = tmp_path / "checkpoints", tmp_path / "logs"
+    own = [*small(["train_cli.py", *flags])[1:], "--n_kv_head", "2", "--out_dir", str(checkpoints), "--log_dir", str(logs)]
+    how = ["--no-python"] if "--no-python" in words else []
+    monkeypatch.setenv("PYTHON", sys.executable)  # for deploy/train.sh
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LLM_DATA_DIR": str(tmp_path / "data"), "RUN": "team", "OUT_DIR": str(checkpoints)}
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *how, "--", str(ROOT / program), *own]
+    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = [path for path in checkpoints.iterdir() if path.is_dir() and not path.is_symlink()]
+    assert list(logs.glob("*/summary.json"))
+    if "--fsdp" in flags:
+        for verb in (["consolidate", str(run)], ["export", str(run), "--out", str(tmp_path / "exported")]):
+            with pytest.raises(SystemExit) as end:
+                train_cli.main(verb)
+            assert not end.value.code
+
+
+SERVED = {" ".join(opened(words)): opened(words) for words in distinct("served")}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ended by SIGTERM")
+@pytest.mark.parametrize("what", [w if w in ("serve.py", "train_cli.py watch") else pytest.param(w, marks=pytest.mark.slow) for w in SERVED])
+def test_served_commands_answer(what, played):
+    """Each on a free port, in the folder of a page; its first page is there, and it ends when it is told to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {name: text for name, text in os.environ.items() if not name.startswith("LLM_")} | {"OMP_NUM_THREADS": "1"}
+    program, *flags = SERVED[what]
+    command = [sys.executable, str(ROOT / program), *flags, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=played / "README", env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def answers() -> bool:
+        assert process.poll() is None, process.stderr.read()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{port}/", follow_redirects=True).status_code == 200
+        return False
+
+    try:
+        wait_until(answers, 120)
+    finally:
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM), told
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not on this machine")
+@page
+def test_settings_that_are_exported_are_taken(page):
+    lines = [" ".join(words) for words in shells(page) if way(words) == "set"]
+    script = "\n".join([*lines, "env"])
+    done = subprocess.run(["sh", "-ec", script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("LLM_"))
+    ServeConfig.from_env(told)
 
 
 def test_a_checkpoint_of_nanogpt_is_carried_over(tmp_path, monkeypatch, gpt2_folder):

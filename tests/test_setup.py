@@ -313,6 +313,30 @@ def test_two_at_once_install_once(checkout):
     assert len(checkout.pip_calls()) == 3
 
 
+def test_two_checkouts_that_share_a_venv_wait_for_each_other(checkout, tmp_path):
+    (tmp_path / "another").mkdir()
+    other = Checkout(tmp_path / "another")
+    assert checkout.setup("runtime")[0] == 0
+    checkout.pip_calls()
+    (other.root / "venv").symlink_to(checkout.root / "venv")
+    both = [each.start("sh", "setup.sh", "dev", SLOW="0.5", LOG=str(checkout.log)) for each in (checkout, other)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("waiting for it" in output for output in outputs) == [False, True]
+    assert len(checkout.pip_calls()) == 1
+    assert (other.root / "venv").is_symlink()
+
+
+def test_a_shared_venv_that_is_damaged_is_left_and_one_of_our_own_made(checkout, tmp_path):
+    (tmp_path / "shared" / "venv").mkdir(parents=True)
+    (checkout.root / "venv").symlink_to(tmp_path / "shared" / "venv")
+    both = [checkout.start("sh", "setup.sh", "dev", SLOW="0.3") for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert len(checkout.pip_calls()) == 3
+    assert not (checkout.root / "venv").is_symlink() and (tmp_path / "shared" / "venv").is_dir()
+
+
 def test_it_works_from_any_folder(checkout):
     script = str(checkout.root / "setup.sh")
     assert checkout.run("sh", "-c", 'cd / && sh "$1" init', "-", script)[0] == 0

@@ -18,7 +18,7 @@ from tests.logbook import Logbook, loss_at
 from training.compare import cells
 from training.history import Run
 
-DESK, PHONE = (pytest.mark.parametrize("page", [width], indirect=True) for width in (1280, 360))  # for what one width shows
+pytestmark = pytest.mark.browser
 EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script> & <b>bold</b>'
 NAMES = ("first", "second", "third")
 
@@ -54,25 +54,34 @@ def logs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def window():
     with chromium() as window:
         yield window
 
 
+@pytest.fixture
+def browser(window) -> Browser:
+    """At the end the pages must have behaved."""
+    yield window
+    window.leave()
+
+
 @pytest.fixture(params=[1280, 360], ids=["desk", "phone"])
 def page(request, browser, logs) -> Browser:
-    """The page, fresh, with the newest run's curves; at the end it must have behaved."""
+    """The page, fresh, with the newest run's curves."""
     url, end = serve(logs)
     try:
         browser.open(f"{url}/training", width=request.param, height=900)
         browser.wait("#cards .run")
         yield browser
-        assert browser.complaints() == []
-        assert browser.hosts() <= {url.removeprefix("http://")}
-        assert browser.js("return document.documentElement.scrollWidth") <= request.param  # a phone's innerWidth would give way
+        fits(browser)
     finally:
-        browser.driver.get("about:blank")
+        browser.leave()
         end()
+
+
+def fits(page: Browser) -> None:
+    assert page.js("return document.documentElement.scrollWidth") <= page.width  # a phone's innerWidth would give way
 
 
 def texts(page: Browser, selector: str) -> list[str]:
@@ -196,7 +205,6 @@ def test_pointing_reads_the_values_of_all_runs_in_all_charts(page):
     assert [text.split()[1:] for text in texts(page, ".chart:nth-child(4) li")] == [["–"], ["1,024"]]  # the third is not there yet
 
 
-@DESK
 def test_the_keys_read_values_too_and_say_them(page):
     canvas = page.one(".chart canvas")
     page.js("arguments[0].focus()", canvas)
@@ -227,7 +235,6 @@ def test_the_switches_redraw_the_charts(page):
     page.wait(lambda: picture(page) != before and text(page, "#smoothed") == "100 %")
 
 
-@DESK
 def test_light_and_dark(page):
     ground = "return getComputedStyle(document.body).backgroundColor"
     look_away(page)
@@ -255,7 +262,6 @@ def test_the_numbers_are_there_as_tables(page):
     page.wait(".chart canvas")
 
 
-@PHONE
 def test_samples_are_the_newest_first_and_only_text(page):
     assert texts(page, ".samples .text") == [EVIL, "the older sample"]
     assert "step 40" in texts(page, ".samples .when")[0]
@@ -264,7 +270,6 @@ def test_samples_are_the_newest_first_and_only_text(page):
     assert re.search(r"best_model.pt\s+step 40", text(page, ".run dl"))
 
 
-@PHONE
 def test_a_run_in_progress_grows_by_itself(page, logs):
     book = Logbook(logs, "growing", ago=1500, max_iters=2000).start().steps(0, 1503).sample(5, "a first try")
     page.wait(lambda: page.all('tr[data-name="growing"]'))
@@ -287,7 +292,6 @@ def test_a_run_in_progress_grows_by_itself(page, logs):
     page.wait(lambda: not page.all('tr[data-name="growing"]') and not page.all(".run"))
 
 
-@DESK
 def test_nothing_is_asked_while_nobody_looks(page):
     look_away(page)
     page.requests()
@@ -297,10 +301,11 @@ def test_nothing_is_asked_while_nobody_looks(page):
     page.wait(page.requests)
 
 
-def test_a_server_with_keys_is_given_one(browser, logs):
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_server_with_keys_is_given_one(browser, logs, width):
     url, end = serve(logs, api_keys=(KEY,))
     try:
-        browser.open(f"{url}/training", width=360, height=900)
+        browser.open(f"{url}/training", width=width, height=900)
         browser.wait("#key")
         assert not browser.all(".run")
         browser.click("#account-close")
@@ -313,20 +318,22 @@ def test_a_server_with_keys_is_given_one(browser, logs):
         assert not browser.visible("#account") and not browser.visible("#trouble")
         browser.driver.refresh()
         browser.wait(".run")
-        assert browser.complaints() == []
+        fits(browser)
     finally:
-        browser.driver.get("about:blank")
+        browser.leave()
         end()
 
 
-def test_no_runs_and_no_server_are_said(browser, tmp_path):
+@pytest.mark.parametrize("width", [1280, 360])
+def test_no_runs_and_no_server_are_said(browser, tmp_path, width):
     url, end = serve(tmp_path)
     try:
-        browser.open(f"{url}/training", width=360, height=900)
+        browser.open(f"{url}/training", width=width, height=900)
         browser.wait(lambda: "--preset quick" in text(browser, "#no-runs"))
-        assert browser.complaints() == [] and not browser.visible("#to-playground")
-        assert browser.js("return document.documentElement.scrollWidth") <= 360
+        assert not browser.visible("#to-playground")
+        fits(browser)
     finally:
         end()
+    assert browser.complaints() == []
     browser.wait(lambda: "does not answer" in text(browser, "#trouble"))
-    browser.driver.get("about:blank")
+    assert all("ERR_CONNECTION" in noted or "Failed to fetch" in noted for noted in browser.complaints())

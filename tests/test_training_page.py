@@ -271,7 +271,8 @@ def test_the_figures_are_those_of_compare(logs, page, monkeypatch, capsys):
     Logbook(logs, "alive", ago=100).start().steps(0, 100).evaluation(100, 0.6)
     Logbook(logs, "bare").steps(0, 3)
     assert main_here(logs.parent, monkeypatch, "compare", "--log_dir", str(logs)) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    listed, _, _ = capsys.readouterr().out.partition("\n\n")
+    head, *lines = listed.splitlines()
     told = page.get("/training/runs").json()
     assert told["columns"] == list(COLUMNS) == re.split(r"\s{2,}|(?<=bits/byte) | (?=ended)", head)
     assert [re.sub(r"\s+", " ", line).strip() for line in lines] == [

@@ -6,6 +6,7 @@ Measured because machines differ: bf16 is four times faster than fp32 on one CPU
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -189,12 +190,17 @@ def tune_process(device: torch.device, threads: int = 0) -> None:
 
 def keep_freed_memory() -> None:
     """Asks glibc to reuse large blocks instead of returning them to the kernel, which must zero them page by page again."""
-    import ctypes
+    glibc("mallopt", -3, 2**30)  # M_MMAP_THRESHOLD
+    glibc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    glibc("mallopt", -8, 2)  # M_ARENA_MAX: what a thread frees, another may reuse
 
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-8, 2)  # M_ARENA_MAX: what a thread frees, another may reuse
-    except (OSError, AttributeError):
-        pass  # another C library, such as musl's
+
+def return_freed_memory() -> None:
+    """Gives the kernel what is free just now. Models that come and go leave holes between what others hold, and the holes add up."""
+    glibc("malloc_trim", 0)
+
+
+def glibc(name: str, *values: int) -> None:
+    """Calls a function of glibc; with another C library, such as musl's, nothing is done."""
+    with contextlib.suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL("libc.so.6"), name)(*values)

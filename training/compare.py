@@ -15,8 +15,8 @@ COLUMNS = {
 }  # with their widths; to the right where negative  # fmt: skip
 
 
-def table(log_dir: Path, names: list[str]) -> str:
-    """One line a run, the best first: steps, loss, bits per byte, time, speed.
+def read_runs(log_dir: Path, names: list[str]) -> list[Run]:
+    """The runs of these names as their logs tell them, or all that have one; the best first.
 
     Raises:
         UserError: when a named run has no log, or there is none at all.
@@ -30,7 +30,12 @@ def table(log_dir: Path, names: list[str]) -> str:
     runs = [Run(folder) for folder in found]
     for run in runs:
         run.refresh()
-    return "\n".join(line(each) for each in [list(COLUMNS), *(cells(run) for run in best_first(runs))])
+    return best_first(runs)
+
+
+def table(runs: list[Run]) -> str:
+    """One line a run: steps, loss, bits per byte, time, speed."""
+    return "\n".join(line(each) for each in [list(COLUMNS), *map(cells, runs)])
 
 
 def line(texts: list[str]) -> str:

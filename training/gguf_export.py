@@ -239,6 +239,8 @@ STEPS, LONGEST = 16, 256  # tokens that are written after each prompt; tokens of
 LOGITS = {"classic": 0.02, "modern": 0.001}
 # Of the others, the most that its next token's distribution may be from ours: Kullback and Leibler's divergence, nats a token.
 DIVERGENCE = {"f16": 0.001, "bf16": 0.01, "q8_0": 0.05}
+# By how many nats a token that it chose greedily may be behind our likeliest: where two are as good as tied, rounding decides.
+TIES = {"f16": 0.1, "bf16": 0.3, "q8_0": 1.0}
 
 
 def compare(path: Path, model: GPT, tokenizer: Tokenizer, kind: str, documents: bool) -> list[str]:
@@ -256,7 +258,7 @@ def compare(path: Path, model: GPT, tokenizer: Tokenizer, kind: str, documents: 
     try:
         answer = ask(path, TEXTS, prompts, steps)
     except NoAnswer as error:
-        return [f"not compared with llama.cpp, which {error}"]
+        return [f"of the file it is only known that it reads back: not compared with llama.cpp, which {error}"]
     told = f"checked with llama.cpp (llama-cpp-python {answer.version}): "
     return [told + compare_tokens(answer, tokenizer, documents), told + compare_logits(answer, model, prompts, kind)]
 
@@ -274,22 +276,34 @@ def compare_logits(answer: Answer, model: GPT, prompts: list[list[int]], kind: s
     with torch.no_grad():
         ours = torch.cat([model(torch.tensor([ids]))[0] for ids in answer.read]).double()
     theirs = torch.from_numpy(np.concatenate(answer.logits)).double()
-    written = torch.cat([picked(ids, prompt) for ids, prompt in zip(answer.read, prompts, strict=True)])
-    agree = (ours.argmax(-1) == theirs.argmax(-1))[written].sum()
-    told = f"of {written.sum()} tokens that it wrote greedily {agree} are our likeliest as well"
     if kind == "f32":
         value, allowed = (ours - theirs).abs().max() / ours.std(), LOGITS[model.config.architecture]
-        measured = f"the largest difference of a logit is {value:.1e} of our logits' standard deviation"
+        measured, tie = f"the largest difference of a logit is {value:.1e} of our logits' standard deviation", 2 * allowed * ours.std()
     else:
         p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
-        value, allowed = (p.exp() * (p - q)).sum(-1).mean(), DIVERGENCE[kind]
+        value, allowed, tie = (p.exp() * (p - q)).sum(-1).mean(), DIVERGENCE[kind], TIES[kind]
         measured = f"the mean divergence of the next token's distribution is {max(0.0, value):.1e} nats"
     if not value <= allowed:
         raise UserError(
             f"llama.cpp computes otherwise than we do: {measured}, allowed {allowed:g}. "
             "Nothing was written; please report this checkpoint."
         )
+    written = torch.cat([picked(ids, prompt) for ids, prompt in zip(answer.read, prompts, strict=True)])
+    told = compare_greedy(ours[written], theirs[written].argmax(-1), float(tie))
     return f"{len(ours)} positions, {measured} (allowed {allowed:g}); {told}"
+
+
+def compare_greedy(ours: torch.Tensor, chosen: torch.Tensor, tie: float) -> str:
+    """Whether the tokens that llama.cpp chose, (N,), are the likeliest by our logits (N, V), or no more than a tie behind."""
+    behind = ours.amax(-1) - ours.gather(-1, chosen[:, None])[:, 0]  # (N,) nats
+    most, agree = behind.max(), int((behind == 0).sum())
+    if not most <= tie:
+        raise UserError(
+            f"llama.cpp writes another text than we do: a token that it chose is {most:.2g} nats behind our likeliest, "
+            f"allowed {tie:.2g}. Nothing was written; please report this checkpoint."
+        )
+    rest = f", and the others {most:.1e} nats behind at most" if agree < len(behind) else ""
+    return f"of {len(behind)} tokens that it wrote greedily {agree} are our likeliest as well{rest}"
 
 
 def picked(ids: list[int], prompt: list[int]) -> torch.Tensor:
