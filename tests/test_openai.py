@@ -385,7 +385,7 @@ def test_a_surrogate_in_a_chat_is_told(address):
     body = b'{"model": "default", "messages": [{"role": "user", "content": "\\ud800"}]}'
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     error = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers).json()["error"]
-    assert (error["param"], error["message"]) == ("messages.0.content", "messages.0.content: half of a surrogate pair is no character.")
+    assert (error["param"], error["message"]) == ("messages.0.content", "messages.0.content: holds half a surrogate pair, which is no character.")
 
 
 def test_too_many_texts_blame_what_asks_for_them(host, tmp_path):

@@ -470,7 +470,7 @@ def test_help_is_the_default_and_lists_every_target(checkout):
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][a-z-]*):(?! ARGS)", text, re.M)) - {"runtime", "dev"}
     asked_for = (
-        "setup-all setup install install-force test quick-test train watch generate info check-deps init "
+        "setup-all setup install install-force test quick-test train train-multimodal watch generate info check-deps init "
         "clean clean-checkpoints clean-all bench lint help test-slow test-gpu test-browser serve serve-dev soak "
         "image image-push image-digest image-sbom obs-up obs-down verify-deploy verify-cluster"
     )
