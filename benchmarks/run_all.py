@@ -31,12 +31,14 @@ def main() -> None:
         "serving": runs,
         "soak": [],
         "quick": [],
+        "multimodal": [],
+        "digits": [] if os.environ.get("LLM_TEST_DATA") else None,
     }
     failed = False
     for name, flags in benchmarks.items():
         print(f"\n== {name}", flush=True)
         if flags is None:
-            print("left out: pass --nanogpt PATH (a checkout) and --text FILE (tiny Shakespeare, input.txt) for it")
+            print("left out: pass --nanogpt PATH (a checkout) and --text FILE (tiny Shakespeare, input.txt), or set LLM_TEST_DATA, for it")
             continue
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         failed |= subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *flags], env=environment).returncode != 0
