@@ -82,8 +82,8 @@ def answer(model, tokenizer, provenance: dict, config: GenerateConfig, media: li
         UserError: when the context has no room for them.
     """
     from inference.dialogue import Chat, Message
-    from inference.engine import Engine, text_of
-    from inference.request import Piece, Request, Settings
+    from inference.engine import stream
+    from inference.request import Settings
 
     chat = Chat(tokenizer, provenance.get("chat_template") or "", provenance["documents"], model.places)
     question = prompt or usual_question(config)
@@ -91,16 +91,11 @@ def answer(model, tokenizer, provenance: dict, config: GenerateConfig, media: li
     if len(asked.ids) > model.config.block_size:
         raise UserError(f"all this takes {len(asked.ids)} tokens; the context of this model is {model.config.block_size}: leave some out.")
     settings = take(Settings, {**asdict(config), "seed": seed, "stop": (*config.stop, *asked.stop)})
-    pieces: list[Piece] = []
-    engine = Engine(model, tokenizer, slots=1)
-    engine.submit(Request(asked.ids, settings, pieces.append, media=asked.media))
     begun = not asked.plain  # a transcript's answer begins with a space that is no part of it
-    while engine.step():
-        text = "".join(map(text_of, pieces))
-        text = text if begun else text.lstrip()
+    for piece in stream(model, tokenizer, asked.ids, settings, asked.media):
+        text = piece if begun else piece.lstrip()
         begun = begun or bool(text)
         emit(text)
-        pieces.clear()
     print(flush=True)
 
 

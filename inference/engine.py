@@ -14,8 +14,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -422,11 +423,13 @@ def texts(model: nn.Module, tokenizer: Tokenizer, prompt: list[int], settings: I
     return ["".join(map(text_of, pieces)) for pieces in written]
 
 
-def stream(model: nn.Module, tokenizer: Tokenizer, prompt: list[int], settings: Settings) -> Iterator[str]:
-    """One text that goes on from a prompt, piece by piece as it becomes certain."""
+def stream(
+    model: nn.Module, tokenizer: Tokenizer, prompt: list[int], settings: Settings, media: Sequence[Any] = ()
+) -> Iterator[str]:
+    """One text that goes on from a prompt and its pictures and sounds, piece by piece as it becomes certain."""
     pieces: list[Piece] = []
     engine = Engine(model, tokenizer, slots=1)
-    engine.submit(Request(prompt, settings, pieces.append))
+    engine.submit(Request(prompt, settings, pieces.append, media=media))
     while engine.step():
         yield from map(text_of, pieces)
         pieces.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from config import MediaModelConfig, TrainConfig, UserError
+from config import MediaModelConfig, TrainConfig
 from model import flops_per_token
 from multimodal import judge, sheet
 from multimodal.corpus import MediaCorpus, open_corpus
@@ -97,13 +97,3 @@ def report(corpus: MediaCorpus, model, tokenizer: Tokenizer, folder: Path) -> di
     print("", *judge.table(verdicts), f"\nexamples {path}", "Ask it about one of them, or about files of your own:", sep="\n")
     print(*(f"  python generate.py {flags}" for flags in commands[::ON_THE_SHEET]), sep="\n")
     return {verdict.part: judge.figures(verdict) for verdict in verdicts}
-
-
-def require_modalities(config: Any) -> None:
-    """Refuses media for a model of text.
-
-    Raises:
-        UserError: naming the mend.
-    """
-    if not isinstance(config, MediaModelConfig):
-        raise UserError("this model reads text only: train one with make train-multimodal, or give --checkpoint another.")

@@ -142,8 +142,8 @@ def choose_micro_batch(
     config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1,
     row_tokens: float = 0,
 ) -> int:  # fmt: skip
-    """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained;
-    on a GPU what four fifths of the free memory hold."""
+    """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained (1,024 where rows are of
+    many lengths, `row_tokens` on average: more of them is more padding); on a GPU what four fifths of the free memory hold."""
     free = calibrate.free_memory(device)
     fits = [
         micro
