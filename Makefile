@@ -65,8 +65,8 @@ check-deps: ## Which packages are wanted, which are there
 	@sh setup.sh check-deps
 
 ##@ Tests and measurements
-test: dev ## All the tests but the slow ones and the GPU's
-	$(PY) -m pytest $(ARGS)
+test: dev ## The tests, but for the slow ones, the browser's and the GPU's
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
 
 quick-test: dev ## Under a minute: is the model usable?
 	$(PY) -m pytest -q test_model.py $(ARGS)

@@ -277,8 +277,7 @@ get_browser() {
     have_browser || die "The tests of the pages need Chromium (or Chrome) and its chromedriver on the PATH:" \
         "    Debian   sudo apt install chromium chromium-driver" \
         "    Ubuntu   sudo apt install chromium-browser chromium-chromedriver" \
-        "    macOS    brew install --cask google-chrome chromedriver" \
-        "Without them \"make test\" skips those tests."
+        "    macOS    brew install --cask google-chrome chromedriver"
 }
 
 # ---- the front desk ---------------------------------------------------------------------

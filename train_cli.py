@@ -15,6 +15,7 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import errno  # noqa: E402
+import itertools  # noqa: E402
 import os  # noqa: E402
 from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -205,7 +206,7 @@ def place(name: str, given: dict[str, Any], config: TrainConfig) -> Path:
 
 
 def choose_run(config: TrainConfig, out_dir: Path) -> str:
-    """The run's name: the one given, the newest one to resume, or preset and date."""
+    """The run's name: the one given, the newest one to resume, or preset and date (two of one second get a number)."""
     if config.run:
         return config.run
     if config.resume or config.verify_resume:
@@ -216,7 +217,9 @@ def choose_run(config: TrainConfig, out_dir: Path) -> str:
                 f"there is no run to resume in {out_dir}/: start one without --resume, or name its folder with --out_dir."
             )
         return runs[-1][1]
-    return f"{config.preset or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
+    dated = f"{config.preset or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([dated], (f"{dated}-{nth}" for nth in itertools.count(2)))
+    return next(name for name in names if not (out_dir / name).exists())
 
 
 def refuse_used(folder: Path) -> None:

@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+if os.environ.get("PYTEST_XDIST_WORKER"):  # one core for each worker; the processes that tests start inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hypothesis import settings
 

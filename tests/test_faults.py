@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 import torch
 
 import checkpoint
+import train_cli
+from config import TrainConfig
 from tests.runs import (
     cli,
     equal,
@@ -410,6 +413,20 @@ CHANGED = {
     "tokenizer": "byte", "schedule": "linear", "dropout": 0.1, "ema": 0.9, "warmup": 0.5, "architecture": "modern",
     "vocab_size": 99, "weight_decay": 0.0, "data": "stories", "grad_clip": 2.0, "dtype": "bfloat16",
 }  # fmt: skip
+
+
+def test_runs_that_begin_in_one_second_have_names_of_their_own(tmp_path, monkeypatch):
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(train_cli, "datetime", Stopped)
+    names = []
+    for _ in range(3):
+        names.append(train_cli.choose_run(TrainConfig(preset="quick"), tmp_path))
+        (tmp_path / names[-1]).mkdir()
+    assert names == ["quick-20260102-030405", "quick-20260102-030405-2", "quick-20260102-030405-3"]
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -55,12 +55,17 @@ def content(path: Path) -> dict:
 @pytest.mark.parametrize(
     "how",
     [
-        {"optimizer": "adamw"},
-        {"optimizer": "muon", "dropout": 0.1},
-        {"optimizer": "muon", "architecture": "classic", "head_dim": 0},
-        {"optimizer": "adamw", "tied_head": False, "checkpoint_activations": True},
+        pytest.param({"optimizer": "muon", "dropout": 0.1}, id="muon"),
+        pytest.param({"optimizer": "adamw"}, id="adamw", marks=pytest.mark.slow),
+        pytest.param(
+            {"optimizer": "muon", "architecture": "classic", "head_dim": 0}, id="classic", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"optimizer": "adamw", "tied_head": False, "checkpoint_activations": True},
+            id="untied",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=lambda how: "-".join(map(str, how.values())),
 )
 def test_shards_have_the_losses_of_ddp(tmp_path, crew, how):
     """Two ranks, two micro-steps each, clipped gradients, a moving average."""

@@ -3,7 +3,7 @@
 The model is tiny and untrained, and its sampler writes what the test wants to be written, one byte a token; the probabilities
 are the model's own. So the same request, sent by the test itself, says what the page has to show.
 
-`make test` drives the main roads; those that are marked slow as well are for `make test-browser`.
+`make test-browser` drives these.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCRIPTS = {  # by seed
     5: b"Hello! How are you?\nUser: I go on as you",
 }
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-both = pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])  # in `make test` too
+both = pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 
 
 class Scripted:
