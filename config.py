@@ -543,8 +543,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "multimodal": {
         "modalities": "image,audio", "data": "multimodal",
         "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 160,
-        "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 8000, "batch_size": 32, "time": "10m",
-        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.03,
+        "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 8000, "batch_size": 64, "time": "10m",
+        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.02,
         "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.01,
     },
     **{f"{name}-modern": {**size, **MODERN} for name, size in SIZES.items()},

@@ -102,10 +102,11 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         n_qk = self.n_head + self.n_kv_head
         heads = self.qkv(x).view(B, T, n_qk + self.n_kv_head, self.head_dim)  # (B, T, Hq + Hk + Hv, D)
-        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
+        qk, v = heads.split((n_qk, self.n_kv_head), dim=2)
         if rotary is not None:
-            q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+            qk = rotate(self.norm(qk), *rotary)
+        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k.to(cache.k.dtype), v.to(cache.v.dtype))  # (B, Hk, S, D)
             q = q.to(cache.k.dtype)
@@ -117,6 +118,11 @@ class Attention(nn.Module):
         else:
             y = F.scaled_dot_product_attention(q, k, v, **how)  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))  # (B, T, C)
+
+    def norm(self, qk: Tensor) -> Tensor:
+        """Queries and keys, each brought to its norm (Henry et al. 2020), at one go: small models wait for calls, not for sums."""
+        scale = torch.cat((self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)))
+        return F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale.to(qk.dtype)  # (B, T, Hq + Hk, D)
 
 
 class MLP(nn.Module):

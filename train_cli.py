@@ -515,7 +515,7 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
             f"the text's true entropy is {entropy:.4f} bits per byte: "
             f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
-    if isinstance(trainer.model.config, MediaModelConfig):
+    if isinstance(trainer.model.config, MediaModelConfig) and (folder / checkpoint.BEST).exists():
         show_answers(folder, corpus, logs, {**summary, "entropy": entropy})
     elif not trainer.config.fsdp:
         show_samples(folder, corpus)

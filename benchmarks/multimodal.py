@@ -37,7 +37,8 @@ def main() -> None:
         print(f"{joint['seconds']:.0f} s of training, {joint['all_seconds'] - joint['seconds']:.0f} s of judging behind it\n")
         if not args.without_text:
             rows = BATCH * STORIES_SHARE / (STORIES_SHARE + sum(part.share for part in PARTS.values()))
-            alone = ["--time", "", "--max_iters", str(joint["steps"]), "--batch_size", str(round(rows))]
+            batch = max(1, round(rows))
+            alone = ["--time", "", "--max_iters", str(round(joint["steps"] * rows / batch)), "--batch_size", str(batch)]
             text = found["text"] = run(Path(scratch), "text", [*alone, "--mix", ",".join(f"{name}=0" for name in PARTS)])
             sides = {"text alone": text, "joint": joint}
             lines = [[name, f"{side['val_bpb']:.4f}", f"{side['val_bpb'] / text['val_bpb']:.3f}"] for name, side in sides.items()]

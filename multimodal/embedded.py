@@ -30,11 +30,12 @@ DESCRIBE, TRANSCRIBE = "describe", "transcribe"  # what is asked where there is 
 @dataclass(frozen=True)
 class Setting:
     """How media are made: the side of a picture in pixels, and whether with pairs of colour and shape, and with voices and orders of
-    words, that training never meets."""
+    words, that training never meets. Of a picture so many written questions are asked, one after the other."""
 
     side: int
     new_pairs: bool = False
     new_voices: bool = False
+    questions: int = 1
 
     @property
     def held_out(self) -> bool:
@@ -51,27 +52,31 @@ def relations(n: int, seed: int, how: Setting) -> Iterator[Sample]:
         yield sample("relations", (picture(scene, how), DESCRIBE), shapes.caption(scene))
 
 
-def asked(n: int, seed: int, how: Setting) -> Iterator[tuple[shapes.Scene, str, str]]:
-    """Scenes of one thing and of two, each with one question and its answer."""
+def asked(n: int, seed: int, how: Setting) -> Iterator[tuple[Picture, list[tuple[str, str]]]]:
+    """Pictures of one thing and of two, each with all its questions and their answers, shuffled."""
     random = np.random.default_rng((seed, 3))
     both = [shapes.scenes(n, seed + 1, things, how.new_pairs) for things in (1, 2)]
     for _ in range(n):
         scene = next(both[random.integers(2)])
         offered = shapes.questions(scene)
-        yield scene, *offered[random.integers(len(offered))]
+        seen = replace(picture(scene, how), said=shapes.caption(scene))
+        yield seen, [offered[at] for at in random.permutation(len(offered))]
 
 
 def questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
-    for scene, question, answer in asked(n, seed, how):
-        yield sample("questions", (picture(scene, how), question), answer)
+    for seen, asked_of_it in asked(n, seed, how):
+        turns = []
+        for question, answer in asked_of_it[: how.questions]:
+            turns += [Turn("user", (question,) if turns else (seen, question)), Turn("assistant", (answer,))]
+        yield Sample("questions", tuple(turns))
 
 
 def spoken_questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
     random = np.random.default_rng((seed, 4))
-    for scene, question, answer in asked(n, seed + 2, how):
+    for seen, [(question, answer), *_] in asked(n, seed + 2, how):
         voice = speech.voice(int(random.integers(2**31)), how.new_voices)
         spoken = Sound(speech.speak(question.split(), voice, int(random.integers(2**31))), said=question)
-        yield sample("spoken-questions", (picture(scene, how), spoken), answer)
+        yield sample("spoken-questions", (seen, spoken), answer)
 
 
 def transcripts(n: int, seed: int, how: Setting) -> Iterator[Sample]:
@@ -103,14 +108,15 @@ class Part:
 
 
 PARTS = {
-    "captions": Part(captions, 8000, 3, frozenset({"image"})),
-    "relations": Part(relations, 8000, 3, frozenset({"image"})),
-    "questions": Part(questions, 6000, 1, frozenset({"image"})),
-    "speech": Part(transcripts, 6000, 3, frozenset({"audio"})),
-    "spoken-questions": Part(spoken_questions, 6000, 3, frozenset({"image", "audio"})),
+    "captions": Part(captions, 6000, 1.5, frozenset({"image"})),
+    "relations": Part(relations, 6000, 1.5, frozenset({"image"})),
+    "questions": Part(questions, 8000, 3, frozenset({"image"})),
+    "speech": Part(transcripts, 6000, 3.5, frozenset({"audio"})),
+    "spoken-questions": Part(spoken_questions, 6000, 3.5, frozenset({"image", "audio"})),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
 }
-STORIES, STORIES_SHARE = "stories", 0.88
+STORIES, STORIES_SHARE = "stories", 0.5
+QUESTIONS = 4  # asked of a picture in training: taking in a picture costs more than one more answer about it
 VALIDATE = 100  # rows of each part, and as many held-out ones
 HELD_OUT = ", held out"  # behind the name of a part
 ERRAND = 100  # rows that a process makes at once
@@ -122,7 +128,7 @@ def rows(names: Iterable[str], side: int) -> Iterator[tuple[str, Sample]]:
         errand
         for name in names
         for errand in (
-            *((name, "train", start, Setting(side)) for start in range(0, PARTS[name].rows, ERRAND)),
+            *((name, "train", start, Setting(side, questions=QUESTIONS)) for start in range(0, PARTS[name].rows, ERRAND)),
             (name, "val", 10**6, Setting(side)),
             (name, "val", 10**6, Setting(side, True, True)),
         )

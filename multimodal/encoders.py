@@ -22,8 +22,8 @@ from multimodal.spectrogram import FRAMES, MELS
 
 GRID = 8  # places a side after the convolutions
 SLOTS = (GRID // 2) ** 2  # vectors of a picture
-SHRINK = 4  # frames to a vector of a sound
-PLACES, STRETCH = 32, 64  # tokens of rows, and frames of sounds, are padded to multiples of these: see `rounded`
+SHRINK = 8  # frames to a vector of a sound
+PLACES, STRETCH = 16, 64  # tokens of rows, and frames of sounds, are padded to multiples of these: see `rounded`
 SLOWER = 1.25  # room for sounds that training slows down
 IMAGE, AUDIO = -1, -2  # ids of the places of pictures and sounds in training
 
@@ -34,7 +34,7 @@ def rounded(n: int, step: int) -> int:
 
 
 def sound_slots(frames: int | Tensor) -> int | Tensor:
-    """How many vectors a sound of so many frames becomes: 25 a second."""
+    """How many vectors a sound of so many frames becomes: 12.5 a second."""
     return -(-frames // SHRINK)
 
 
@@ -93,12 +93,12 @@ class ImageEncoder(Encoder):
     """Pictures (N, S, S, 3) uint8 to (N, SLOTS, C)."""
 
     def __init__(self, config: MediaModelConfig):
-        super().__init__(config, 4, GRID * GRID)
+        super().__init__(config, 1, SLOTS)
         C, count = config.n_embd, int(math.log2(config.image_size / GRID))
         widths = [3, *(C // 4 + C // 2 * n // max(1, count - 1) for n in range(count - 1)), 3 * C // 4]
         self.convs = nn.ModuleList(conv for a, b in itertools.pairwise(widths) for conv in (Conv(a, b, 2), Conv(b, b, 1)))
-        self.widen = nn.Linear(widths[-1], C)
-        self.places = nn.Parameter(torch.empty(GRID * GRID, C))
+        self.widen = nn.Linear(4 * widths[-1], C)
+        self.places = nn.Parameter(torch.empty(SLOTS, C))
         self.reset_parameters(config.embedding_std)
 
     def reset_parameters(self, std: float) -> None:
@@ -109,11 +109,11 @@ class ImageEncoder(Encoder):
         x = (pictures.to(self.places.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # (N, 3, S, S)
         for conv in self.convs:
             x = conv(x)  # half the side at every second
-        x = self.widen(x.flatten(2).mT) + self.places  # (N, GRID * GRID, C)
+        x = F.pixel_unshuffle(x, 2)  # (N, 4 C', GRID / 2, GRID / 2)
+        x = self.widen(x.flatten(2).mT) + self.places  # (N, SLOTS, C)
         still = torch.ones_like(self.cos), torch.zeros_like(self.sin)  # places are learned: nothing is turned
         for block in self.blocks:
             x = block(x, still)
-        x = x.unflatten(1, (GRID // 2, 2, GRID // 2, 2)).transpose(2, 3).flatten(3).flatten(1, 2)  # (N, SLOTS, 4 C)
         return self.proj(self.norm(x))  # (N, SLOTS, C)
 
 
@@ -121,25 +121,34 @@ class AudioEncoder(Encoder):
     """Spectrograms (N, F, MELS), each with its own number of frames, to (N, F / SHRINK, C)."""
 
     def __init__(self, config: MediaModelConfig):
-        super().__init__(config, 1, sound_slots(rounded(math.ceil(SLOWER * config.audio_seconds * FRAMES), STRETCH)))
+        super().__init__(config, 2, 2 * sound_slots(rounded(math.ceil(SLOWER * config.audio_seconds * FRAMES), STRETCH)))
         C = config.n_embd
-        self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 1), (C, 2), (C, 2)))
+        self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 2), (C, 2)))
         self.blank = nn.Linear(C, 1)
         self.reset_parameters(config.embedding_std)
 
     def forward(self, spectrograms: Tensor, frames: Tensor) -> Tensor:
         """`frames` (N,): how many of each are its own. What lies behind them changes nothing."""
+        spectrograms = F.pad(spectrograms, (0, 0, 0, -spectrograms.size(1) % SHRINK))
         x = spectrograms.to(self.proj.weight.dtype).mT  # (N, MELS, F)
-        x = x * inside(frames, x.size(2))[:, None]
+        x = level(x, inside(frames, x.size(2))[:, None])
         for conv in self.convs:
             frames = -(-frames // conv.stride[0])
             x = F.gelu(conv(x))  # (N, C, F')
             x = x * inside(frames, x.size(2))[:, None]
-        x, own = x.mT, inside(frames, x.size(2))  # (N, F / SHRINK, C)
+        x, own = x.mT, inside(frames, x.size(2))  # (N, F / 4, C)
         rotary = self.cos[: x.size(1)], self.sin[: x.size(1)]
         for block in self.blocks:
             x = block(x, rotary, own[:, None, None])
+        x = (x * own[..., None]).unflatten(1, (-1, 2)).flatten(2)  # (N, F / SHRINK, 2 C)
         return self.proj(self.norm(x))
+
+
+def level(x: Tensor, own: Tensor) -> Tensor:
+    """Spectrograms (N, MELS, F) less the mean of each band over the sound's own frames (N, 1, F), and 0 elsewhere: so what a microphone
+    or a room adds to a band throughout is gone before anything is learned (cepstral mean normalisation: Atal 1974)."""
+    x = x * own
+    return (x - x.sum(2, keepdim=True) / own.sum(2, keepdim=True)) * own
 
 
 def flops_per_vector(config: MediaModelConfig, place: int) -> float:
@@ -148,10 +157,10 @@ def flops_per_vector(config: MediaModelConfig, place: int) -> float:
     C = config.n_embd
     block = 4 * C * C + 3 * C * ModelConfig(architecture="modern", n_head=config.n_head, n_embd=C).n_inner
     if place == AUDIO:
-        convs = 3 * C * (SHRINK * MELS + SHRINK // 2 * C + C)
-        return 6 * (convs + config.encoder_layers * block + C * C)
+        convs = 3 * C * (SHRINK // 2 * MELS + SHRINK // 4 * C)
+        return 6 * (convs + 2 * config.encoder_layers * block + 2 * C * C)
     convs = 9 * (C // 4) * (3 + C // 4) * (config.image_size / 2) ** 2 + 9 * (3 * C // 4) * C * GRID * GRID  # the first and the last
-    return 6 * (convs / SLOTS + GRID * GRID / SLOTS * (config.encoder_layers * block + C * C) + 4 * C * C)
+    return 6 * (convs / SLOTS + 3 * C * C + config.encoder_layers * block + C * C)
 
 
 def inside(lengths: Tensor, places: int) -> Tensor:

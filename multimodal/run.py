@@ -52,7 +52,7 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
             seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
             arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
     encoders = arithmetic / (places * flops_per_token(model))
-    return {"row_tokens": places / sum(shares.values()), "more_flops": PADDED * (1 + encoders)}
+    return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + encoders, "slower": PADDED}
 
 
 def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:

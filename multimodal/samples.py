@@ -13,9 +13,11 @@ class Picture:
 
     Attributes:
         pixels: (image_size, image_size, 3) uint8, red green blue.
+        said: what there is to say of it, where that is known and not the answer that it is asked for.
     """
 
     pixels: np.ndarray
+    said: str = ""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
 from tokenizer import Tokenizer, fingerprint
 
-FORMAT = 4
+FORMAT = 5
 LOUDEST = 2**15 - 1  # of 16 bits
 ROW = np.dtype([
     ("ids", "i8"), ("length", "i4"), ("places", "i4"),  # `places`: of the row, once pictures and sounds have all of theirs

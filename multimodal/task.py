@@ -62,7 +62,6 @@ class MediaTask:
             bent={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, forgotten=FORGOTTEN,
         )  # fmt: skip
         self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
-        self.groups = self.validation_groups()
         self.lengths = torch.from_numpy(np.array(self.tokenizer.byte_lengths()))
         self.shown = [sample for some in corpus.val.media.some(SHOWN).values() for sample in some]
         self.sheets = 0
@@ -73,9 +72,11 @@ class MediaTask:
 
     # ---- validation
 
-    def validation_groups(self) -> list[np.ndarray]:
-        """The validation rows, those of like length together."""
-        order = np.argsort(self.corpus.val.rows["places"], kind="stable")
+    def validation_groups(self, share: float) -> list[np.ndarray]:
+        """So many of the validation rows, evenly from every part (whose rows stand together), those of like length in one group."""
+        places = self.corpus.val.rows["places"]
+        some = np.arange(0, len(places), math.ceil(1 / share))
+        order = some[np.argsort(places[some], kind="stable")]
         return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
 
     def evaluation_tokens(self) -> int:
@@ -85,9 +86,9 @@ class MediaTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, limit: int, autocast) -> MediaScore:
-        """Every row, or evenly spaced groups of rows with about `limit` tokens; the text gets its share of the limit."""
-        share = limit / self.evaluation_tokens() if limit else 1.0
-        groups = self.groups if share >= 1 else self.groups[:: math.ceil(1 / share)]
+        """Every row, or as many of each part as make about `limit` tokens; the text gets its share of the limit."""
+        share = min(1.0, limit / self.evaluation_tokens()) if limit else 1.0
+        groups = self.validation_groups(share)
         was_training = model.training
         model.eval()
         rows: list[Counts] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,6 +159,13 @@ def test_what_lies_behind_a_sound_changes_nothing():
     assert torch.allclose(together[0], model.audio(long, torch.tensor([80]))[0], atol=1e-5)
 
 
+def test_what_a_microphone_adds_to_a_band_throughout_is_not_heard():
+    model, sound, frames = tiny_model(), torch.randn(1, 80, MELS), torch.tensor([61])
+    leaning = sound + torch.linspace(-1, 1, MELS)
+    assert torch.allclose(model.audio(sound, frames), model.audio(leaning, frames), atol=1e-4)
+    assert not torch.allclose(model.audio(sound, frames), model.audio(sound + torch.randn(1, 80, 1), frames), atol=1e-2)
+
+
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_pictures_of_every_size_are_sixteen_vectors(side):
     model = tiny_model(image_size=side)
@@ -177,8 +186,8 @@ def test_the_loss_of_hearing_is_that_of_all_alignments():
     import itertools
 
     model = tiny_model(vocab_size=260)
-    frames = torch.tensor([16])
-    batch = Batch(*[torch.empty(0)] * 6, torch.randn(1, 16, MELS), frames, *[torch.empty(0)] * 2, torch.tensor([[5, 9]]), torch.empty(0))
+    frames = torch.tensor([32])
+    batch = Batch(*[torch.empty(0)] * 6, torch.randn(1, 32, MELS), frames, *[torch.empty(0)] * 2, torch.tensor([[5, 9]]), torch.empty(0))
     heard = model.audio(batch.spectrograms, frames)  # (1, 4, C)
     fits = model.audio.words(heard, model.wte.weight[:260])
     chances = torch.cat((fits, model.audio.blank(heard)), -1).softmax(-1)[0]  # (4, 261)
@@ -388,6 +397,16 @@ def test_text_alone_freezes_nothing(tmp_path, monkeypatch, capsys):
     assert "modalities" in capsys.readouterr().err
 
 
+def test_a_short_evaluation_has_rows_of_every_part():
+    part = np.repeat([0, 1, 2], (200, 200, 40))
+    rows = np.array(list(zip(part, np.repeat([30, 90, 50], (200, 200, 40)), strict=True)), [("part", int), ("places", int)])
+    task = MediaTask.__new__(MediaTask)
+    task.corpus = SimpleNamespace(val=SimpleNamespace(rows=rows))
+    assert sorted(np.concatenate(task.validation_groups(1.0))) == list(range(len(rows)))
+    some = np.concatenate(task.validation_groups(0.1))
+    assert np.bincount(part[some]).tolist() == [20, 20, 4]
+
+
 def test_media_are_made_once(data):
     t0 = time.monotonic()
     first, _ = corpus_of(data)
@@ -403,6 +422,18 @@ def test_a_rows_words_are_what_it_is_asked_for():
     described = Sample("x", (Turn("user", (picture, "describe")), Turn("assistant", ("a cat",))))
     assert shards.outline(asked)["heard"] == ["who is it"] and shards.outline(asked)["seen"] == [""]
     assert shards.outline(described)["seen"] == ["a cat"]
+    known = Sample("x", (Turn("user", (replace(picture, said="a small cat"), "how large is it")), Turn("assistant", ("small",))))
+    assert shards.outline(known)["seen"] == ["a small cat"]
+
+
+def test_a_picture_is_asked_several_things_in_training_and_one_when_judged():
+    from multimodal import embedded
+
+    several = next(iter(embedded.questions(1, 0, embedded.Setting(16, questions=4))))
+    assert [turn.role for turn in several.turns] == ["user", "assistant"] * 4
+    assert sum(isinstance(part, Picture) for turn in several.turns for part in turn.parts) == 1
+    assert len({turn.parts[-1] for turn in several.turns[::2]}) == 4, "each another question"
+    assert len(next(iter(embedded.questions(1, 0, embedded.Setting(16)))).turns) == 2
 
 
 def test_pieces_are_text():

@@ -53,14 +53,16 @@ class Plan:
 
 
 def make_plan(
-    model_config: ModelConfig, config: TrainConfig, ranks: Ranks, train_tokens: int = 0, row_tokens: float = 0, more_flops: float = 1.0
-) -> Plan:
+    model_config: ModelConfig, config: TrainConfig, ranks: Ranks,
+    train_tokens: int = 0, row_tokens: float = 0, more_flops: float = 1.0, slower: float = 1.0,
+) -> Plan:  # fmt: skip
     """Plans a run of this model on this machine.
 
     Args:
         train_tokens: tokens in the training split; 0 when not known yet.
         row_tokens: tokens of a row, on average; 0 is a full block.
         more_flops: a token's arithmetic, as a multiple of the GPT's own; encoders add to it.
+        slower: its time, as a multiple of what this arithmetic takes in full blocks; padding adds to it.
 
     Raises:
         UserError: for a batch that the ranks cannot share.
@@ -85,7 +87,7 @@ def make_plan(
         raise UserError(
             f"micro_batch_size {micro} does not divide the {share_of_rank} sequences of each rank: choose one of its divisors."
         )
-    speed = ranks.world / seconds_per_token(model_config, probed, device, dtype) / more_flops
+    speed = ranks.world / seconds_per_token(model_config, probed, device, dtype) / more_flops / slower
     budget = seconds(config.time) if config.time else 0.0
     steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
     expected = budget or steps * tokens_per_step / speed
