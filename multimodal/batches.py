@@ -116,7 +116,17 @@ def media_row(
     inputs = ids
     if random is not None and forgotten:
         inputs = np.where(learned & (random.random(len(ids)) < forgotten), ids[0], ids)
+    ids, learned = with_ends(ids, learned)
     return Row(*(np.repeat(part, counts) for part in (ids, learned)), shown, heard, np.repeat(inputs, counts))
+
+
+def with_ends(ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is to be said: behind every answer that the text ends (as it begins, with an end of text), though another turn is read there.
+    A model that was only told so behind the last one would go on after the others."""
+    ends = np.flatnonzero(learned[:-1] & ~learned[1:]) + 1
+    ids, learned = ids.copy(), learned.copy()
+    ids[ends], learned[ends] = ids[0], True
+    return ids, learned
 
 
 def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | None = None) -> Batch:

@@ -109,10 +109,10 @@ class Part:
 
 PARTS = {
     "captions": Part(captions, 6000, 1.5, frozenset({"image"})),
-    "relations": Part(relations, 6000, 1.5, frozenset({"image"})),
-    "questions": Part(questions, 8000, 3, frozenset({"image"})),
-    "speech": Part(transcripts, 6000, 3.5, frozenset({"audio"})),
-    "spoken-questions": Part(spoken_questions, 6000, 3.5, frozenset({"image", "audio"})),
+    "relations": Part(relations, 6000, 1.3, frozenset({"image"})),
+    "questions": Part(questions, 8000, 2.5, frozenset({"image"})),
+    "speech": Part(transcripts, 6000, 4, frozenset({"audio"})),
+    "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"})),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
 }
 STORIES, STORIES_SHARE = "stories", 0.5

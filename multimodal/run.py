@@ -16,7 +16,7 @@ from multimodal.samples import Picture
 from tokenizer import Tokenizer
 
 JUDGED, OWN_JUDGED = 200, 500  # rows of each part that answers are judged on
-PADDED = 1.8  # what padding and many short rows cost beside the arithmetic, measured on two cores
+PADDED = 2.3  # what padding and many short rows cost beside the arithmetic, measured on two cores
 ON_THE_SHEET = 3  # of each part
 
 

@@ -134,6 +134,18 @@ def test_only_answers_and_texts_are_learned(data):
     assert torch.allclose(batch.weights.sum(1), torch.ones(len(batch)))
 
 
+def test_every_answer_of_a_conversation_ends(data):
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 3, ("a", "one", "b", "two", "c", "three"), strict=True)]
+    data.write_text("\n".join([json.dumps({"messages": turns})] * 40))
+    task = task_of(data)
+    rows, tokenizer = task.corpus.train, task.tokenizer
+    batch = collate([media_row(rows, 0, 96)], rows, 96)
+    read = tokenizer.decode(batch.idx[0, 1:].tolist())
+    targets = batch.targets[0][batch.targets[0] != IGNORE].tolist()
+    assert "".join(tokenizer.decode([n]) if n != tokenizer.eot else "." for n in targets) == " one. two. three."
+    assert " one\nUser: b\nAssistant: two\nUser: c\nAssistant: three" in read
+
+
 def test_words_are_hidden_from_the_model_but_learned(data):
     task = task_of(data)
     plain, eot = collate([media_row(task.corpus.train, 0, 96)], task.corpus.train, 96), task.tokenizer.eot
