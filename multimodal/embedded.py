@@ -59,8 +59,7 @@ def asked(n: int, seed: int, how: Setting) -> Iterator[tuple[Picture, list[tuple
     for _ in range(n):
         scene = next(both[random.integers(2)])
         offered = shapes.questions(scene)
-        seen = replace(picture(scene, how), said=shapes.caption(scene))
-        yield seen, [offered[at] for at in random.permutation(len(offered))]
+        yield picture(scene, how), [offered[at] for at in random.permutation(len(offered))]
 
 
 def questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
@@ -90,7 +89,7 @@ def silences(n: int, seed: int, how: Setting) -> Iterator[Sample]:
 
 
 def picture(scene: shapes.Scene, how: Setting) -> Picture:
-    return Picture(shapes.draw(scene, how.side))
+    return Picture(shapes.draw(scene, how.side), said=shapes.caption(scene))
 
 
 def sample(source: str, shown: tuple, answer: str) -> Sample:
