@@ -200,8 +200,16 @@ def test_flags_that_are_named_exist(page, generator):
     theirs |= {"--run-path", "--run_path"}  # torchrun's
     theirs |= {"--nodes", "--signal", "--requeue", "--kill-on-bad-exit", "--wait", "--open-mode"}  # SLURM's
     for words in re.findall(r"`([^`\n]+)`", FENCE.sub("", read(page))):
+        bench = re.match(r"python -m (benchmarks\.\w+)", words)
+        allowed = flags_of(bench[1]) if bench else known | theirs
         for flag in re.findall(r"(?<!\S)--[\w-]*", words):
-            assert flag in known | theirs, f"{page.name} names {flag}"
+            assert flag in allowed, f"{page.name} names {flag}"
+
+
+def flags_of(bench):
+    """What a benchmark declares, read from its source: `benchmarks.step` -> {"--runs", "--nanogpt", ...}."""
+    source = read(ROOT / f"{bench.replace('.', '/')}.py")
+    return set(re.findall(r'add_argument\(\s*"(--\w+)"', source))
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not on this machine")
