@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,7 @@ class Mixture:
         rows = [self.draw(n) for n in range(first, first + self.batch_size)]
         rows.sort(key=lambda row: row.places)
         words = torch.from_numpy(np.unique(np.concatenate([[], *(self.shards.seen[n] for row in rows for n, _ in row.pictures)]))).long()
-        return collate(rows[rank::world], self.shards, self.block_size, words)
+        return collate(rows[rank::world], self.shards, self.block_size, words, mean_root(rows))
 
     def draw(self, n: int) -> Row:
         """Row n of the endless sequence."""
@@ -88,6 +90,7 @@ class Row:
         self.ids, self.learned, self.pictures, self.sounds = ids, learned, pictures, sounds
         self.inputs = ids if inputs is None else inputs
         self.places = len(ids) - 1
+        self.asked = int(learned[1:].sum())
 
 
 def text_row(ids: np.ndarray) -> Row:
@@ -129,12 +132,21 @@ def with_ends(ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndar
     return ids, learned
 
 
-def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | None = None) -> Batch:
-    """Rows as tensors, padded. Each row's loss is the mean over what is learned of it.
+def mean_root(rows: list[Row]) -> float:
+    """The square root of how many words are learned of a row, on average."""
+    return float(np.mean([math.sqrt(row.asked) for row in rows]))
+
+
+def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | None = None, root: float = 0.0) -> Batch:
+    """Rows as tensors, padded. A row counts as the root of how many words are learned of it, and they share that: if all words counted
+    alike a story would drown thirty answers of one word, if all rows did they would drown the story (square averaging: Chen et al.
+    2024, arXiv:2412.05271).
 
     Args:
         words: ids of all that is seen in the pictures of the step.
+        root: the `mean_root` of the step's rows, where these are but some of them.
     """
+    root = root or mean_root(rows)
     T = min(block_size, rounded(max(row.places for row in rows), PLACES))
     idx = torch.zeros(len(rows), T, dtype=torch.int64)
     targets, weights = torch.full_like(idx, IGNORE), torch.zeros(len(rows), T)
@@ -142,7 +154,7 @@ def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | No
         ids, learned = torch.from_numpy(row.ids.astype(np.int64)), torch.from_numpy(row.learned)
         idx[n, : row.places] = torch.from_numpy(row.inputs[:-1].astype(np.int64))
         targets[n, : row.places] = torch.where(learned[1:], ids[1:], IGNORE)
-        weights[n, : row.places] = learned[1:] / learned[1:].sum()
+        weights[n, : row.places] = learned[1:] / (math.sqrt(row.asked) * root)
     pictures = [picture for row in rows for picture in row.pictures]
     sounds = [sound for row in rows for sound in row.sounds]
     spectrograms, frames = hear(shards, sounds)

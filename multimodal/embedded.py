@@ -114,7 +114,7 @@ PARTS = {
     "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"})),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
 }
-STORIES, STORIES_SHARE = "stories", 0.5
+STORIES, STORIES_SHARE = "stories", 1.5
 QUESTIONS = 4  # asked of a picture in training: taking in a picture costs more than one more answer about it
 VALIDATE = 100  # rows of each part, and as many held-out ones
 HELD_OUT = ", held out"  # behind the name of a part

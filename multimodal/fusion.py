@@ -41,7 +41,7 @@ class Batch:
     Attributes:
         idx: (B, T) ids, IMAGE and AUDIO where a vector of a picture or a sound stands.
         targets: (B, T), IGNORE where nothing is learned.
-        weights: (B, T) how much each target counts; a row's sum is its share of the loss.
+        weights: (B, T) how much each target counts; a row's sum is its share of the loss, over a whole step 1 on average.
         lengths: (B,) tokens of each row; what is behind them is padding.
         pictures: (N, S, S, 3) uint8, and `picture_rows` (N,) the rows that they stand in, in order.
         spectrograms: (M, F, MELS), `frames` (M,) of each, and `sound_rows` (M,).

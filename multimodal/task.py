@@ -31,7 +31,7 @@ Counts = tuple[int, float, float, float, float]  # of a row: its part, nats, tok
 
 @dataclass(frozen=True)
 class MediaScore(Score):
-    """The loss is that of training: the mean of the parts' losses, each with its share. Bits per byte are those of the text, or
+    """The loss is the mean of the parts' losses, each with its share; of a part, the mean of its rows' losses a word. Bits per byte are those of the text, or
     where there is none of all answers.
 
     Attributes:

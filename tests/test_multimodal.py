@@ -131,7 +131,17 @@ def test_only_answers_and_texts_are_learned(data):
         learned = tokenizer.decode([i for i in targets[targets != IGNORE].tolist() if i != tokenizer.eot])
         assert learned.strip() in {"low", "high", *COLOURS} or learned.startswith("nothing") or learned.split()[0] in COLOURS
         assert row[0] == tokenizer.eot
-    assert torch.allclose(batch.weights.sum(1), torch.ones(len(batch)))
+
+
+def test_a_row_counts_as_the_root_of_what_is_learned_of_it(data):
+    task = task_of(data)
+    whole = task.mixture.batch(0)
+    roots = (whole.targets != IGNORE).sum(1).sqrt()
+    assert len(set(roots.tolist())) > 1
+    assert torch.allclose(whole.weights.sum(1), roots / roots.mean())
+    assert torch.allclose(whole.weights[whole.targets == IGNORE], torch.zeros(()))
+    shares = [task.mixture.batch(0, rank, 2) for rank in (0, 1)]
+    assert float(sum(share.weights.sum() for share in shares)) == pytest.approx(len(whole))
 
 
 def test_every_answer_of_a_conversation_ends(data):
