@@ -162,6 +162,10 @@ class TrainConfig:
         1.0, "how far a person's own pictures and sounds are bent and shifted in training; 0 is not at all"
     )
     freeze: str = setting("", "parts that are not trained: image, audio, gpt, or several of them, comma-separated")
+    # size
+    depth: int = setting(
+        0, "one dial for size, batch and rates: blocks, each 64 wide a block (modern); without it --time chooses, where nothing else does"
+    )
     # steps and batches
     batch_size: int = setting(16, "sequences per optimizer step, over all ranks and micro-steps")
     micro_batch_size: int = setting(0, "sequences per forward and backward on one rank; 0 finds what fits")
@@ -241,7 +245,7 @@ class TrainConfig:
             "batch_size": (1, 2**20), "max_iters": (1, most), "eval_interval": (1, most), "keep": (1, most),
             "micro_batch_size": (0, 2**20), "n_stories": (20, 10**9), "eval_tokens": (0, most), "patience": (0, most),
             "save_interval": (0, most), "sample_tokens": (0, 10**6), "threads": (0, 2**12), "seed": (0, 2**63 - 1),
-            "weight_decay": (0, 100), "grad_clip": (0, most),
+            "weight_decay": (0, 100), "grad_clip": (0, most), "depth": (0, 48),
         }  # fmt: skip
         check_limits(self, limits)
         for name in ("learning_rate", "muon_learning_rate"):

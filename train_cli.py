@@ -107,9 +107,11 @@ def train(argv: list[str]) -> int:
     given = parse_training("", argv)
     if given.pop("list_presets"):
         return list_presets()
-    from training import distributed
+    from training import distributed, sizing
 
     values = settings(given)
+    if sizing.wanted(given):
+        values = {**sizing.RECIPE, **values}
     config = take(TrainConfig, values)
     if not config.resume and not config.verify_resume:
         take(shape_of(values), values)  # an impossible shape is refused before the data is read
@@ -123,7 +125,7 @@ def train(argv: list[str]) -> int:
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
     import checkpoint
     from train import Trainer, fit, open_files, verify_resume
-    from training import calibrate, runlog
+    from training import calibrate, runlog, sizing
     from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
@@ -155,6 +157,10 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             raise UserError(
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
+        if sizing.wanted(given):
+            values |= ranks.share(lambda: sizing.settle(given, config, len(corpus.train), corpus.tokenizer.vocab_size, ranks))
+            config = take(TrainConfig, values)
+            say(sizing.line(values, config))
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
         told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
         if config.fsdp:
@@ -516,7 +522,11 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
             f"the model is {100 * (summary['val_bpb'] / entropy - 1):.1f} % above what is possible"
         )
     if isinstance(trainer.model.config, MediaModelConfig) and (folder / checkpoint.BEST).exists():
-        show_answers(folder, corpus, logs, {**summary, "entropy": entropy})
+        from multimodal.run import report as report_answers
+
+        model, tokenizer, _ = checkpoint.load_model(folder / checkpoint.BEST)
+        answers = report_answers(corpus, model, tokenizer, logs)
+        runlog.write_summary(logs, {**summary, "entropy": entropy, "answers": answers})
     elif not trainer.config.fsdp:
         show_samples(folder, corpus)
     print(
@@ -532,16 +542,6 @@ def write_single_files(folder: Path) -> None:
         consolidate_run(folder)
     except UserError as error:
         print(f"\nnot written: {', '.join(('best_model.pt', 'last.pt'))}. {error}")
-
-
-def show_answers(folder: Path, corpus, logs: Path, summary: dict[str, Any]) -> None:
-    """What the best model answers about pictures and sounds; the figures go into the summary too."""
-    import checkpoint
-    from multimodal.run import report as report_answers
-    from training import runlog
-
-    model, tokenizer, _ = checkpoint.load_model(folder / checkpoint.BEST)
-    runlog.write_summary(logs, {**summary, "answers": report_answers(corpus, model, tokenizer, logs)})
 
 
 def show_samples(folder: Path, corpus) -> None:
@@ -570,12 +570,19 @@ def make_plan_only(argv: list[str]) -> int:
         return list_presets()
     import torch
 
-    from training import calibrate, distributed, plan
+    from training import calibrate, distributed, plan, sizing
 
     values = settings(given)
+    if sizing.wanted(given):
+        values = {**sizing.RECIPE, **values}
     config = take(TrainConfig, values)
     ranks = distributed.Ranks(0, 1, distributed.pick_device(config.device))
     calibrate.tune_process(ranks.device, config.threads)
+    if sizing.wanted(given):
+        tokens, vocab_size = sizing.text_size(config, values["vocab_size"])
+        values |= {"vocab_size": vocab_size} | sizing.settle(given, config, tokens, vocab_size, ranks)
+        config = take(TrainConfig, values)
+        print(sizing.line(values, config))
     values["vocab_size"] = values.get("vocab_size") or {"char": 128, "byte": 257}.get(config.tokenizer, 50257)
     model_config = take(shape_of(values), values)
     told = plan.make_plan(model_config, config, ranks)
@@ -650,7 +657,10 @@ def evaluate(argv: list[str]) -> int:
     trained = provenance.get("train_config", {})
     config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})
     if isinstance(model.config, MediaModelConfig):
-        return evaluate_media(model, tokenizer, config, ranks, provenance)
+        from multimodal.run import evaluate as evaluate_media
+
+        evaluate_media(model, tokenizer, config, ranks, provenance, ROOT / config.log_dir / provenance["run"])
+        return 0
     if (Path(config.data) / "meta.json").exists():
         corpus = open_corpus(Path(config.data))
         if corpus.tokenizer.to_dict() != tokenizer.to_dict():
@@ -672,23 +682,6 @@ def evaluate(argv: list[str]) -> int:
 
         for line in judge_stories(model, tokenizer, args.stories, args.temperature).lines():
             print(line)
-    return 0
-
-
-def evaluate_media(model, tokenizer, config: TrainConfig, ranks, provenance: dict) -> int:
-    """Scores a model that sees and hears: the loss of its parts, then its answers, with their controls."""
-    from multimodal.run import find_corpus as find_media
-    from multimodal.run import report as report_answers
-    from multimodal.task import MediaTask
-
-    corpus = find_media(config, model.config, 0, tokenizer, print, config.progress)
-    task = MediaTask(corpus, config, model.config.block_size, ranks)
-    score = task.evaluate(model, 0, None)
-    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}:")
-    print(f"{score.loss:.4f} ± {score.loss_se:.4f} nats per token, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte")
-    for name, part in score.parts.items():
-        print(f"  {name:<28}" + "  ".join(f"{key} {value:.4f}" for key, value in part.items()))
-    report_answers(corpus, model, tokenizer, ROOT / config.log_dir / provenance["run"])
     return 0
 
 

@@ -13,7 +13,9 @@ from multimodal.corpus import MediaCorpus, open_corpus
 from multimodal.embedded import DESCRIBE, PARTS, STORIES, TRANSCRIBE
 from multimodal.encoders import AUDIO, IMAGE, SHRINK, SLOTS, flops_per_vector
 from multimodal.samples import Picture
+from multimodal.task import MediaTask
 from tokenizer import Tokenizer
+from training.distributed import Ranks
 
 JUDGED, OWN_JUDGED = 200, 500  # rows of each part that answers are judged on
 PADDED = 2.3  # what padding and many short rows cost beside the arithmetic, measured on two cores
@@ -97,3 +99,14 @@ def report(corpus: MediaCorpus, model, tokenizer: Tokenizer, folder: Path) -> di
     print("", *judge.table(verdicts), f"\nexamples {path}", "Ask it about one of them, or about files of your own:", sep="\n")
     print(*(f"  python generate.py {flags}" for flags in commands[::ON_THE_SHEET]), sep="\n")
     return {verdict.part: judge.figures(verdict) for verdict in verdicts}
+
+
+def evaluate(model, tokenizer: Tokenizer, config: TrainConfig, ranks: Ranks, provenance: dict[str, Any], folder: Path) -> None:
+    """Scores a trained model: the loss of its parts, then its answers with their controls, of which a sheet goes into a folder."""
+    corpus = find_corpus(config, model.config, 0, tokenizer, print, config.progress)
+    score = MediaTask(corpus, config, model.config.block_size, ranks).evaluate(model, 0, None)
+    print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}:")
+    print(f"{score.loss:.4f} ± {score.loss_se:.4f} nats per token, {score.bpb:.4f} ± {score.bpb_se:.4f} bits per byte")
+    for name, part in score.parts.items():
+        print(f"  {name:<28}" + "  ".join(f"{key} {value:.4f}" for key, value in part.items()))
+    report(corpus, model, tokenizer, folder)
