@@ -31,7 +31,9 @@ from tokenizer import Tokenizer
 
 SHARD = 2**27  # tokens in a file
 VAL_BYTES = 4 * 2**20  # the largest validation text cut from a corpus that has no split of its own
-SAMPLE_BYTES = 2**25  # text that a vocabulary is learned from, at most
+KEPT = 2**26  # bytes of text that are kept in memory rather than read twice
+SAMPLE_BYTES = 2**25  # text that a vocabulary is learned from, at most,
+SAMPLE_BYTES_A_TOKEN = 2**11  # and for each of its tokens, where their number was asked for: a small one is learned from less
 FEW = 200  # with fewer documents than this the split is balanced by size
 FORMAT = 1
 
@@ -238,11 +240,10 @@ def make(
     work = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     work.mkdir(parents=True)
     try:
-        split = splitter(source, config.val_fraction)
+        split = reader(source, splitter(source, config.val_fraction))
         tokenizer = tokenizer or make_tokenizer(config.tokenizer, vocab_size, source, split)
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         writers = {name: Writer(work, name, dtype, tokenizer) for name in ("train", "val")}
-        source.skipped.counts.clear()
         bar = tqdm(
             total=source.n_bytes or None,
             unit="B",
@@ -344,7 +345,7 @@ def make_tokenizer(kind: str, vocab_size: int, source: Source, split: Callable[[
 
 
 def learn_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], n_bytes: int = 0) -> Tokenizer:
-    """A `char` tokenizer of some texts, or a `bpe` of the first `SAMPLE_BYTES` of them. With a vocabulary of size 0 it has one that
+    """A `char` tokenizer of some texts, or a `bpe` of the beginning of them. With a vocabulary of size 0 it has one that
     suits their bytes, `n_bytes` or more."""
     if kind == "char":
         seen: set[str] = set()
@@ -352,10 +353,11 @@ def learn_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], n_bytes: i
             seen.update(text)
         return tokenizers.CharTokenizer("".join(c for c in seen if not 0xD800 <= ord(c) < 0xE000))
     sample, size = [], 0
+    enough = min(SAMPLE_BYTES, max(2**22, vocab_size * SAMPLE_BYTES_A_TOKEN)) if vocab_size else SAMPLE_BYTES
     for text in texts:
         sample.append(text)
         size += len(text)
-        if size > SAMPLE_BYTES:
+        if size > enough:
             break
     return tokenizers.train_bpe(sample, vocab_size or tokenizers.automatic_vocab_size(max(size, n_bytes)))
 
@@ -402,6 +404,22 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
     if fraction and sizes and not chosen:  # all are larger than the share
         chosen.add(min(sizes, key=lambda mark: (sizes[mark], mark)))
     return lambda: by_document(source, chosen.__contains__)
+
+
+def reader(source: Source, split: Callable[[], Iterator]) -> Callable[[], Iterator[tuple[str, str, bool]]]:
+    """A source is read twice, for its tokenizer and for its tokens. A small one is kept in memory after the first time: some are made
+    as they are read. What was skipped is counted once."""
+    kept: list[tuple[str, str, bool]] = []
+
+    def read() -> Iterator[tuple[str, str, bool]]:
+        if not kept:
+            source.skipped.counts.clear()
+            if not 0 < source.n_bytes <= KEPT:
+                return split()
+            kept.extend(split())
+        return iter(kept)
+
+    return read
 
 
 def named(split: str, pieces: Iterator[Piece]) -> Iterator[tuple[str, str, bool]]:
