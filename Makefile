@@ -17,7 +17,7 @@ help: ## This list
 	@echo 'ARGS="..." passes flags on:  make train ARGS="--preset small --time 10m"'
 
 train: ARGS ?= --preset quick
-train: runtime ## Train a model (ARGS="--preset quick", under three minutes)
+train: runtime ## Train a model (ARGS="--preset quick", two minutes)
 	$(PY) train_cli.py $(ARGS)
 
 train-multimodal: runtime ## Train a model that sees and hears (ARGS="--time 10m")

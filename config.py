@@ -531,9 +531,9 @@ MODERN = {"architecture": "modern", "optimizer": "auto", "schedule": "wsd"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256,
-        "data": "stories", "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 30000, "batch_size": 8, "time": "170s",
-        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 0.02,
+        "architecture": "modern", "n_layer": 2, "n_head": 2, "n_embd": 128, "block_size": 256,
+        "data": "stories", "tokenizer": "bpe", "vocab_size": 2048, "n_stories": 30000, "batch_size": 8, "time": "115s",
+        "embedding_std": 0.25, "optimizer": "muon", "learning_rate": 1e-2, "muon_learning_rate": 0.02,
         "schedule": "linear", "final_rate": 0.0, "weight_decay": 0.01,
     },
     "small": SIZES["small"],

@@ -27,6 +27,13 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=1)
     args = parser.parse_args()
+    from config import UserError
+    from tokenizer import load_gpt2
+
+    try:
+        load_gpt2()
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     texts = library()
     rates: dict[str, list[float]] = {"ours, files to shards": [], "tiktoken, memory to lists": []}
     with tempfile.TemporaryDirectory() as scratch:

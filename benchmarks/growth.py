@@ -102,7 +102,7 @@ def measure(setting: dict[str, int], largest: float) -> dict[str, float] | None:
 
     step()
     seconds = min(step() for _ in range(2)) / idx.numel()
-    rate = calibrate.measure_matrix_rate(device, "float32")  # here and now: other load changes it
+    rate = calibrate.measure_matrix_rate(device, torch.float32)  # here and now: other load changes it
     return {"parameters": parameters, "seconds_per_token": seconds, "share": flops_per_token(config) / seconds / rate}
 
 
@@ -111,7 +111,7 @@ def ranked(world: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         places = ["--run", "r", "--out_dir", f"{folder}/c", "--log_dir", f"{folder}/l", "--no-progress"]
         flags = ["--preset", "quick", "--time", "", "--max_iters", "60", "--batch_size", "16", "--threads", str(threads), *places]
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), "--"] if world > 1 else []
         child([*launcher, "train_cli.py", *flags], OMP_NUM_THREADS=str(threads))
         events = map(json.loads, Path(f"{folder}/l/r/events.jsonl").read_text().splitlines())
         steps = [event["dt"] for event in events if event["event"] == "step"]
