@@ -16,7 +16,7 @@ from config import ROOT
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT, for `step` and `shakespeare`")
-    parser.add_argument("--text", default="", help="tiny Shakespeare, for `shakespeare` and `tokenizer_speed`")
+    parser.add_argument("--text", default="", help="tiny Shakespeare, for `shakespeare`, `ablations` and `tokenizer_speed`")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     runs = ["--runs", str(args.runs)]
@@ -31,6 +31,11 @@ def main() -> None:
         "serving": runs,
         "soak": [],
         "quick": [],
+        "planner": [],
+        "startup": runs,
+        "growth": runs,
+        "ablations": text + runs if args.text else None,
+        "corpus": [] if os.environ.get("TIKTOKEN_CACHE_DIR") else None,
         "multimodal": [],
         "digits": [] if os.environ.get("LLM_TEST_DATA") else None,
     }
@@ -38,7 +43,7 @@ def main() -> None:
     for name, flags in benchmarks.items():
         print(f"\n== {name}", flush=True)
         if flags is None:
-            print("left out: pass --nanogpt PATH (a checkout) and --text FILE (tiny Shakespeare, input.txt), or set LLM_TEST_DATA, for it")
+            print("left out: it needs --nanogpt PATH (a checkout), --text FILE (tiny Shakespeare, input.txt), LLM_TEST_DATA or TIKTOKEN_CACHE_DIR")
             continue
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         failed |= subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *flags], env=environment).returncode != 0

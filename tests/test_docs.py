@@ -39,8 +39,9 @@ FENCE = re.compile(r"^(<!-- run -->\n)?```(\w*)\n(.*?)^```", re.M | re.S)
 DOORS = ("train.py", "train_cli.py", "generate.py", "serve.py")
 INDEX = ROOT / "docs" / "README_DOCS.md"
 # What is laid over a documented training command, so that it takes a second.
+SMALL, SHALLOW = shlex.split("--n_layer 1 --n_head 2 --n_embd 32"), shlex.split("--depth 1")
 TINY = shlex.split(
-    "--n_layer 1 --n_head 2 --n_embd 32 --block_size 160 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
+    "--block_size 160 --batch_size 4 --max_iters 8 --eval_interval 4 --time= "
     "--tokenizer byte --n_stories 40 --sample_tokens 4 --no-progress --device cpu --dtype float32 --compile off"
 )
 
@@ -371,7 +372,8 @@ def small(words: list[str]) -> list[str]:
     every = ["--save_interval", "4"] if "--save_interval" in words else []
     vocabulary = ["--tokenizer", "bpe", "--vocab_size", "300"] if "--vocab_size" in words else []
     own = ["--data", "rows.jsonl"] if "multimodal" in words and "--data" not in words else []  # its own take minutes to make
-    return [*words, *own, *(["--max_iters", "12", "--no-progress"] if again else TINY), *every, *vocabulary]
+    tiny = [*(SHALLOW if "--depth" in words else SMALL), *TINY]
+    return [*words, *own, *(["--max_iters", "12", "--no-progress"] if again else tiny), *every, *vocabulary]
 
 
 @pytest.fixture(scope="module")
