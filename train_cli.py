@@ -109,9 +109,7 @@ def train(argv: list[str]) -> int:
         return list_presets()
     from training import distributed, sizing
 
-    values = settings(given)
-    if sizing.wanted(given):
-        values = {**sizing.RECIPE, **values}
+    values = {**sizing.recipe(given), **settings(given)}
     config = take(TrainConfig, values)
     if not config.resume and not config.verify_resume:
         take(shape_of(values), values)  # an impossible shape is refused before the data is read
@@ -572,9 +570,7 @@ def make_plan_only(argv: list[str]) -> int:
 
     from training import calibrate, distributed, plan, sizing
 
-    values = settings(given)
-    if sizing.wanted(given):
-        values = {**sizing.RECIPE, **values}
+    values = {**sizing.recipe(given), **settings(given)}
     config = take(TrainConfig, values)
     ranks = distributed.Ranks(0, 1, distributed.pick_device(config.device))
     calibrate.tune_process(ranks.device, config.threads)

@@ -8,11 +8,10 @@ All runs have the same steps and start from the same seeds. Time is that of the 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import child, finish, median, need_path, table
+from benchmarks.common import finish, median, need_path, table, trained
 
 CHANGES = {
     "the shakespeare preset": [],
@@ -50,11 +49,9 @@ def main() -> None:
 
 
 def run(folder: Path, flags: list[str]) -> dict[str, float]:
-    places = ["--run", "a", "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l"), "--no-progress", "--sample_tokens", "0"]
-    child(["train_cli.py", "--preset", "shakespeare", *flags, *places])
-    events = list(map(json.loads, (folder / "l/a/events.jsonl").read_text().splitlines()))
-    steps = [event["dt"] for event in events if event["event"] == "step"]
-    return {"ms": 1e3 * median(steps), "val_loss": json.loads((folder / "l/a/summary.json").read_text())["val_loss"]}
+    ran = trained(folder, "a", ["--preset", "shakespeare", *flags, "--sample_tokens", "0"])
+    steps = [event["dt"] for event in ran["events"] if event["event"] == "step"]
+    return {"ms": 1e3 * median(steps), "val_loss": ran["summary"]["val_loss"]}
 
 
 if __name__ == "__main__":

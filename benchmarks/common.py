@@ -39,6 +39,16 @@ def child(arguments: list[str], cwd: Path = ROOT, **environment: str) -> dict[st
     return {"seconds": seconds, "peak_memory_bytes": usage.ru_maxrss * 1024, "text": text, "json": last}
 
 
+def trained(folder: Path, name: str, flags: list[str], launcher: tuple[str, ...] = (), **environment: str) -> dict[str, Any]:
+    """Trains a run whose files lie below a folder: what `child` tells of it, its `events` and its `summary`."""
+    from training.runlog import read_events
+
+    places = ["--run", name, "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l"), "--no-progress"]
+    ran = child([*launcher, "train_cli.py", *flags, *places], **environment)
+    log = folder / "l" / name
+    return ran | {"events": read_events(log), "summary": json.loads((log / "summary.json").read_text())}
+
+
 def table(head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, ["-" * width for width in widths], *rows]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import child, finish, median, table
+from benchmarks.common import child, finish, median, table, trained
 
 BASE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 8}
 VOCABULARY = 4096
@@ -109,11 +109,9 @@ def measure(setting: dict[str, int], largest: float) -> dict[str, float] | None:
 def ranked(world: int, threads: int) -> float:
     """Tokens a second of the `quick` preset on some ranks, each with so many threads."""
     with tempfile.TemporaryDirectory() as folder:
-        places = ["--run", "r", "--out_dir", f"{folder}/c", "--log_dir", f"{folder}/l", "--no-progress"]
-        flags = ["--preset", "quick", "--time", "", "--max_iters", "60", "--batch_size", "16", "--threads", str(threads), *places]
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), "--"] if world > 1 else []
-        child([*launcher, "train_cli.py", *flags], OMP_NUM_THREADS=str(threads))
-        events = map(json.loads, Path(f"{folder}/l/r/events.jsonl").read_text().splitlines())
+        flags = ["--preset", "quick", "--time", "", "--max_iters", "60", "--batch_size", "16", "--threads", str(threads)]
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), "--") if world > 1 else ()
+        events = trained(Path(folder), "r", flags, launcher, OMP_NUM_THREADS=str(threads))["events"]
         steps = [event["dt"] for event in events if event["event"] == "step"]
         return 16 * 256 / median(steps[10:])
 

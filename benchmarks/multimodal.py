@@ -10,12 +10,11 @@ other's say what seeing and hearing cost.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import child, finish, table
+from benchmarks.common import finish, table, trained
 from config import PRESETS
 from multimodal.embedded import PARTS, STORIES_SHARE
 
@@ -48,9 +47,8 @@ def main() -> None:
 
 def run(folder: Path, name: str, flags: list[str]) -> dict:
     """The summary of a run, and the seconds of its whole process."""
-    places = ["--run", name, "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l")]
-    ran = child(["train_cli.py", "--preset", "multimodal", *flags, *places, "--no-progress"])
-    return json.loads((folder / f"l/{name}/summary.json").read_text()) | {"all_seconds": ran["seconds"]}
+    ran = trained(folder, name, ["--preset", "multimodal", *flags])
+    return ran["summary"] | {"all_seconds": ran["seconds"]}
 
 
 if __name__ == "__main__":

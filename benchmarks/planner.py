@@ -10,14 +10,13 @@ compare. With --neighbours also the next smaller and the next larger depth, to s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.common import child, finish, table
+from benchmarks.common import finish, table, trained
 
 MOST = 5 * 10**6  # bytes of a text
 PRESETS = ("quick", "small-modern", "small")
@@ -64,10 +63,8 @@ def measure(text: Path, args: argparse.Namespace) -> dict[str, dict]:
 
 def run(text: Path, name: str, flags: list[str]) -> dict:
     """The summary of a run, and its depth."""
-    folder = text.with_suffix("")
-    child(["train_cli.py", *flags, "--run", name, "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l"), "--no-progress"])
-    started = json.loads((folder / f"l/{name}/events.jsonl").read_text().splitlines()[0])
-    return json.loads((folder / f"l/{name}/summary.json").read_text()) | {"depth": started["model"]["n_layer"]}
+    ran = trained(text.with_suffix(""), name, flags)
+    return ran["summary"] | {"depth": ran["events"][0]["model"]["n_layer"]}
 
 
 def take(texts: Iterator[str]) -> Iterator[str]:

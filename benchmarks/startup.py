@@ -9,13 +9,12 @@ Beside them stands what no training with torch can go below: the import of torch
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import child, finish, median, table
+from benchmarks.common import child, finish, median, table, trained
 
 
 def main() -> None:
@@ -40,10 +39,8 @@ def main() -> None:
 
 def first_step(folder: Path, run: str) -> float:
     """Seconds from the command until the first step of a run is done, as its log says."""
-    places = ["--run", run, "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l")]
     started = time.time()
-    child(["train_cli.py", "--preset", "quick", "--time", "", "--max_iters", "1", *places, "--no-progress"])
-    events = map(json.loads, (folder / f"l/{run}/events.jsonl").read_text().splitlines())
+    events = trained(folder, run, ["--preset", "quick", "--time", "", "--max_iters", "1"])["events"]
     return next(event["time"] for event in events if event["event"] == "step") - started
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from config import ModelConfig, TrainConfig, UserError, seconds
+from config import DEEPEST, ModelConfig, TrainConfig, UserError, seconds
 from data import open_corpus
 from sources import find_source
 from tokenizer import automatic_vocab_size
@@ -29,7 +29,6 @@ PER_WEIGHT = 1.5  # tokens for each weight of the blocks: far fewer than large r
 AGAIN = 15.0  # epochs after which a text has taught most of what it will (Muennighoff et al. 2023, table 2: 15.4)
 BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # the run by which the rule was set: tokens of a step, tokens in all, width,
 RATE, MUON_RATE = 1e-2, 0.02  # and its rates; one minute of WikiText-2 on two cores
-DEEPEST = 48
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
     "weight_decay": 0.01,
@@ -50,6 +49,11 @@ def wanted(given: dict[str, Any]) -> bool:
     if "depth" in spoken and others:
         raise UserError(f"--depth {given['depth']} chooses the size, and --{others[0]} {given[others[0]]} does as well: leave one of them out.")
     return "depth" in spoken or ("time" in spoken and not others and "architecture" not in spoken)
+
+
+def recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that go with a size of ours, before the text is known; none where the size is the person's."""
+    return RECIPE if wanted(given) else {}
 
 
 def settle(given: dict[str, Any], config: TrainConfig, tokens: float, vocab_size: int, ranks: Ranks) -> dict[str, Any]:
