@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from config import SamplingConfig
 from tokenizer import Tokenizer
 
-LIKELIEST = 1024  # tokens among which the nucleus is looked for first
-RUNG = 256  # tokens of the vocabulary that are summed up before one of them is looked for
+RUNG = 64  # tokens of the vocabulary that are summed up, or compared, before one of them is looked at
 
 
 def uniform(seed: int, place: int) -> float:
@@ -73,12 +73,12 @@ class Sampler:
         if self.penalised:
             logits = self.penalise(logits.float(), seen, prompts)
         if self.all_greedy:
-            return logits.argmax(-1)
+            return likeliest(logits)
         drawn = draw(
             self.restrict(logits * self.sharpness).softmax(-1),
             torch.tensor(uniforms, device=logits.device, dtype=torch.float64),
         )
-        return torch.where(self.greedy, logits.argmax(-1), drawn) if self.some_greedy else drawn
+        return torch.where(self.greedy, likeliest(logits), drawn) if self.some_greedy else drawn
 
     def penalise(self, logits: Tensor, seen: list[list[int]], prompts: list[int]) -> Tensor:
         """Makes tokens that occurred less likely: all of them by the repetition penalty (Keskar et al. 2019, arXiv:1909.05858,
@@ -94,32 +94,66 @@ class Sampler:
         if self.most_k:
             best = logits.topk(min(self.most_k, logits.size(-1))).values  # (B, most_k)
             kth = best.gather(-1, (self.top_k - 1).clamp(0, best.size(-1) - 1))
-            logits = logits.masked_fill((logits < kth) & (self.top_k > 0), -torch.inf)
+            logits = floored(logits, kth.masked_fill(self.top_k == 0, -torch.inf))
         if self.nucleus:
-            rows = nucleus(logits[self.nucleus], self.top_p)
-            logits = logits.index_copy(0, torch.tensor(self.nucleus, device=logits.device), rows)
+            if len(self.nucleus) == len(logits):
+                logits = nucleus(logits, self.top_p)
+            else:
+                rows = torch.tensor(self.nucleus, device=logits.device)
+                logits = logits.index_copy(0, rows, nucleus(logits[rows], self.top_p))
         if self.has_min_p:
-            logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + self.least, -torch.inf)
+            logits = floored(logits, logits.amax(-1, keepdim=True) + self.least)
         return logits
 
 
-def nucleus(logits: Tensor, top_p: Tensor, most: int = LIKELIEST) -> Tensor:
-    """Leaves the likeliest tokens that hold `top_p` (B, 1) of the probability together (Holtzman et al. 2020, arXiv:1904.09751).
+def floored(logits: Tensor, floor: Tensor) -> Tensor:
+    """The logits (B, V), with -inf for those that are less than their row's floor (B, 1)."""
+    return torch.where(logits < floor, -torch.inf, logits)
 
-    Sorting a whole vocabulary is slow and seldom needed: the 1,024 likeliest nearly always hold enough. Rows in which they do
-    not are sorted, and only those: which of several equal logits stay must not depend on the other rows.
-    """
-    whole = logits.size(-1) <= most
-    order = logits.argsort(descending=True, stable=True) if whole else logits.topk(most).indices
-    likeliest = logits.softmax(-1).gather(-1, order)  # (B, most)
-    stay = likeliest.cumsum(-1) - likeliest < top_p  # what the likelier ones hold is not enough
-    stay[:, 0] = True
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, stay)
-    left = logits.masked_fill(~kept, -torch.inf)
-    flat = likeliest.sum(-1) < top_p[:, 0]  # (B,)
-    if not whole and bool(flat.any()):
-        left[flat] = nucleus(logits[flat], top_p[flat], logits.size(-1))
+
+def falling(logits: Tensor) -> Tensor:
+    """Each row of (B, V) from the largest to the smallest."""
+    if logits.device.type != "cpu":
+        return logits.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(logits.numpy())[:, ::-1].copy())  # on vector units: 25 times as fast as torch
+
+
+def nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
+    """Leaves the likeliest tokens that hold `top_p` (B, 1) of the probability together (Holtzman et al. 2020, arXiv:1904.09751);
+    of equal ones at the border, the first."""
+    values = falling(logits)
+    held = values.softmax(-1).cumsum(-1)
+    count = (torch.searchsorted(held, top_p) + 1).clamp(max=values.size(-1))  # (B, 1): what fewer hold is not enough
+    least = values.gather(-1, count - 1)
+    left = floored(logits, least)
+    beyond = values.gather(-1, count.clamp(max=values.size(-1) - 1))
+    for row in (least == beyond).nonzero()[:, 0].tolist():  # it has equals that do not stay
+        places = (logits[row] == least[row]).nonzero()[:, 0]
+        left[row, places[count[row] - (values[row] > least[row]).sum() :]] = -torch.inf
     return left
+
+
+# A vocabulary is a long ladder, and one place of it is reached in two strides: to its rung, of 64 tokens, and then along the rung.
+
+
+def rungs(x: Tensor, by: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """What `by` (a sum, a maximum) makes of each rung: (B, V) to (B, V / 64), the last of which may be shorter."""
+    whole = x.size(-1) - x.size(-1) % RUNG
+    made = by(x[:, :whole].unflatten(-1, (-1, RUNG)), -1)
+    return made if whole == x.size(-1) else torch.cat((made, by(x[:, whole:], -1)[:, None]), dim=-1)
+
+
+def standing_on(x: Tensor, some: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
+    """The numbers of x (B, V) on some rungs (B, n), and their places: (B, n * 64) each, and `beyond` where the last rung has ended."""
+    places = (some[..., None] * RUNG + torch.arange(RUNG, device=x.device)).flatten(1)
+    return x.gather(-1, places.clamp(max=x.size(-1) - 1)).masked_fill(places >= x.size(-1), beyond), places
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first of the largest in each row: (B, V) to (B,)."""
+    rung = rungs(logits, torch.amax).argmax(-1, keepdim=True)
+    values, _ = standing_on(logits, rung, -torch.inf)
+    return rung[:, 0] * RUNG + values.argmax(-1)
 
 
 def count(ids: list[list[int]], like: Tensor) -> Tensor:
@@ -133,21 +167,15 @@ def count(ids: list[list[int]], like: Tensor) -> Tensor:
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token on which each row's number in [0, 1) falls when the probabilities lie end to end.
 
-    probabilities (B, V) and uniforms (B,) float64, to (B,). A long ladder is climbed in two strides: to the rung of 256
-    tokens, then within it.
+    probabilities (B, V) and uniforms (B,) float64, to (B,).
     """
-    V = probabilities.size(-1)
-    whole = V - V % RUNG
-    rungs = torch.cat(
-        (probabilities[:, :whole].unflatten(-1, (-1, RUNG)).sum(-1), probabilities[:, whole:].sum(-1, keepdim=True)), dim=-1
-    )
-    rungs = rungs.double().cumsum(-1)  # (B, V / RUNG)
-    height = uniforms[:, None] * rungs[:, -1:]
-    rung = first_above(rungs, height)  # (B, 1)
-    below = torch.where(rung > 0, rungs.gather(-1, (rung - 1).clamp(min=0)), 0.0)
-    places = rung * RUNG + torch.arange(min(RUNG, V), device=probabilities.device)  # (B, RUNG)
-    inside = probabilities.gather(-1, places.clamp(max=V - 1)).double().masked_fill(places >= V, 0).cumsum(-1)
-    return (rung * RUNG + first_above(inside, height - below))[:, 0].clamp(max=V - 1)  # NaN falls off the ladder
+    ladder = rungs(probabilities, torch.sum).double().cumsum(-1)  # (B, V / 64)
+    height = uniforms[:, None] * ladder[:, -1:]
+    rung = first_above(ladder, height)  # (B, 1)
+    below = torch.where(rung > 0, ladder.gather(-1, (rung - 1).clamp(min=0)), 0.0)
+    inside, _ = standing_on(probabilities, rung, 0.0)  # (B, 64)
+    found = first_above(inside.double().cumsum(-1), height - below)
+    return (rung * RUNG + found)[:, 0].clamp(max=probabilities.size(-1) - 1)  # NaN falls off the ladder
 
 
 def first_above(ladder: Tensor, height: Tensor) -> Tensor:
