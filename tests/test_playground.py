@@ -27,7 +27,7 @@ from inference.host import Host
 from server import passwords, sessions
 from server.schemas import GenerateRequest
 from tests.browser import Browser, chromium
-from tests.live import load, save, serving, wait_until
+from tests.live import load, save, serving
 from tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.browser
@@ -660,7 +660,8 @@ def test_of_several_models_one_is_chosen(page, browser):
 
 
 def test_a_model_that_grows_is_followed_and_the_one_before_can_still_be_asked(tmp_path, tiny_model, browser, size):
-    """A server's process that follows a run: the page names both models, and each writes when it is chosen."""
+    """A server's process that follows a run: an open page learns of the new model, names both, and each writes when it is chosen."""
+    browser.before("const later = setTimeout; window.setTimeout = (work, ms) => later(work, ms === 15000 ? 200 : ms)")
     path = save(tmp_path / "best_model.pt", tiny_model(n_layer=1, block_size=256))
     with server(path, LLM_FOLLOW="yes") as (port, _):
         address = f"http://127.0.0.1:{port}"
@@ -669,8 +670,9 @@ def test_a_model_that_grows_is_followed_and_the_one_before_can_still_be_asked(tm
         assert not browser.visible("#model-menu")
         write(browser)
         save(path, tiny_model(n_layer=1, block_size=256, seed=1), step=8, val_loss=1.5)
-        wait_until(lambda: httpx.get(f"{address}/readyz").json()["model"]["step"] == 8, 60)
-        assert "tiny · step 7" in browser.text("#model"), "nothing changes under a text that is open"
+        browser.wait("#model-menu", 60)
+        browser.wait(lambda: "tiny · step 8 · validation loss 1.500" in browser.text("#model"))
+        assert browser.text("#turns"), "the text that was open stays"
         for chosen, told in (("tiny@8", "tiny · step 8 · validation loss 1.500"), ("tiny@7", "tiny · step 7 · validation loss 2.500")):
             browser.open(address, **size, fresh=False)
             browser.wait("#model-menu")

@@ -426,4 +426,5 @@ function wire() {
 wire();
 startOver();
 readiness.watch();
+readiness.follow();
 if (matchMedia("(hover: hover)").matches) $("prompt").focus();

@@ -1,4 +1,5 @@
-// Is the model there? Asked when the page opens and when the server said no, less and less often, and never while it answers.
+// Is the model there? Asked when the page opens and when the server said no, less and less often until it answers; then now and
+// then whether another one does by now.
 
 import { ApiError, call } from "./api.js";
 
@@ -10,6 +11,7 @@ export class Readiness {
   constructor(told) {
     this.told = told;
     this.asking = false;
+    this.known = null; // the id of the model that answered last
     document.addEventListener("visibilitychange", () => this.wake?.());
   }
 
@@ -21,6 +23,7 @@ export class Readiness {
       try {
         const { model } = await call("/readyz");
         this.asking = false;
+        this.known = model.id;
         return this.told.ready(model);
       } catch (error) {
         if (error.code === "sessions_failed") break; // one can write all the same
@@ -30,6 +33,17 @@ export class Readiness {
     }
     this.asking = false;
     return this.told.ready();
+  }
+
+  /** Tells of each other model that answers from now on. Whoever has a question finds out by himself that none does. */
+  async follow() {
+    for (;;) {
+      await this.pause(LONGEST);
+      const model = this.asking ? null : await call("/readyz").then((told) => told.model, () => null);
+      if (!model || model.id === this.known) continue;
+      this.known = model.id;
+      this.told.ready(model);
+    }
   }
 
   /** Waits, and as long as nobody looks at the page. */
