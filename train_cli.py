@@ -34,6 +34,7 @@ from config import (  # noqa: E402
     settings,
     take,
 )
+from training.verbs import average, consolidate, export, import_  # noqa: E402
 
 EXIT = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = {  # what a resumed run may do otherwise than before
@@ -123,7 +124,7 @@ def train(argv: list[str]) -> int:
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
     import checkpoint
     from train import Trainer, fit, open_files, verify_resume
-    from training import calibrate, runlog, sizing
+    from training import build, calibrate, runlog, sizing
     from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
@@ -145,7 +146,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             from training.folders import require_one_folder
 
             require_one_folder(folder, ranks)
-        start = None if saved else start_from(config, ranks)
+        start = None if saved else build.start_from(config, ranks)
         if start:
             values = started_settings(start, values)
         asked = saved["provenance"]["asked_vocab_size"] if saved else asked_vocab_size(given, values)
@@ -162,11 +163,11 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
         told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
         if config.fsdp:
-            model = make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
+            model = build.make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
         else:
-            model = make_model(model_config, config, start).to(ranks.device)
+            model = build.make_model(model_config, config, start).to(ranks.device)
         if told.compile:
-            compile_trunk(model, config.fsdp)
+            build.compile_trunk(model, config.fsdp)
         for line in told.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
@@ -392,77 +393,6 @@ def require_one_text(corpus, ranks) -> None:
         )
 
 
-def start_from(config: TrainConfig, ranks) -> dict[str, Any] | None:
-    """What `--init_from` names, if anything; its weights on the first rank only, from which the others get them."""
-    if not config.init_from:
-        return None
-    from training.export import load_start
-
-    found: dict[str, Any] = {}
-
-    def load() -> dict[str, Any]:
-        found.update(load_start(config.init_from))
-        return {name: found[name] for name in ("config", "tokenizer")}
-
-    return ranks.share(load) | found
-
-
-def make_model(model_config: ModelConfig, config: TrainConfig, start: dict | None):
-    """A fresh model, with the weights of `start` where it brings some."""
-    import torch
-
-    from model import kind_of
-
-    torch.manual_seed(config.seed)
-    model = kind_of(model_config)(model_config)
-    if start and "model" in start:
-        model.take_over(start["model"])
-    if config.freeze:
-        freeze(model, config)
-    model.checkpoint_activations = config.checkpoint_activations
-    return model
-
-
-def freeze(model, config: TrainConfig) -> None:
-    """Leaves the parts that --freeze names as they are."""
-    if not isinstance(model.config, MediaModelConfig):
-        raise UserError(f"freeze is {config.freeze!r}, but a model of text has no parts to freeze: pass --modalities as well, or leave it out.")
-    model.freeze([part.strip() for part in config.freeze.split(",")])
-
-
-def make_shards(model_config: ModelConfig, config: TrainConfig, start: dict | None, ranks, dtype: str, fresh: bool):
-    """The same model in shards. Only the first rank ever holds it whole, on its CPU, and only for a fresh start."""
-    import torch
-
-    from training.sharding import scatter, shard
-
-    with torch.device("meta"):
-        model = make_model(model_config, config, start and {"config": start["config"]})
-    whole = make_model(model_config, config, start) if fresh and ranks.first else None
-    shard(model, ranks, dtype)
-    if fresh:
-        scatter(whole, model, ranks)
-    return model
-
-
-def compile_trunk(model, fsdp: bool) -> None:
-    """Compiles the blocks; the head stays as it is, a chunked product that a compiler cannot better. Of a model in shards each
-    piece that is gathered at one go is compiled by itself."""
-    import torch
-
-    if not fsdp:
-        model.trunk = torch.compile(model.run_blocks)
-        return
-    from training.sharding import pieces
-
-    def in_training(piece):
-        plain, compiled = piece.forward, torch.compile(piece.forward)
-        return lambda *inputs: (compiled if piece.training else plain)(*inputs)
-
-    for piece in pieces(model):
-        piece.forward = in_training(piece)
-
-
 @contextlib.contextmanager
 def lock(folder: Path):
     """Holds a run's folder for this process.
@@ -678,120 +608,6 @@ def evaluate(argv: list[str]) -> int:
 
         for line in judge_stories(model, tokenizer, args.stories, args.temperature).lines():
             print(line)
-    return 0
-
-
-def average(argv: list[str]) -> int:
-    """The mean of several checkpoints' weights, scored where the text is at hand by `evaluate`."""
-    parser = Parser(
-        prog="train_cli.py average",
-        description="Averages the weights of a run's numbered checkpoints (made with --save_interval).",
-    )
-    parser.add_argument("run", help="a run's folder, such as checkpoints/my-run")
-    parser.add_argument("--last", type=int, default=0, metavar="K", help="average the last K [all]")
-    parser.add_argument(
-        "--best", type=int, default=0, metavar="K", help="average the K with the lowest validation loss"
-    )
-    parser.add_argument("--out", default="", help="the file to write [average.pt in the run's folder]")
-    args = parser.parse_args(argv)
-
-    import checkpoint
-
-    folder = Path(args.run)
-    paths = checkpoint.numbered(folder)
-    if args.best:
-        scored = sorted((checkpoint.load(path)["provenance"]["val_loss"] or float("inf"), path) for path in paths)
-        paths = [path for _, path in scored[: args.best]]
-    elif args.last:
-        paths = paths[-args.last :]
-    if len(paths) < 2 and any(folder.glob("step_*.dcp")):
-        raise UserError(
-            f"the numbered checkpoints of {folder} are in shards: run python train_cli.py consolidate {folder} first."
-        )
-    if len(paths) < 2:
-        raise UserError(
-            f"{folder} has {len(paths)} numbered checkpoints to average; train with --save_interval N --keep K to have more."
-        )
-    out = Path(args.out) if args.out else folder / "average.pt"
-    content = checkpoint.average(paths)
-    content.pop("format")
-    checkpoint.write(out, content)
-    print(
-        f"averaged steps {', '.join(map(str, content['provenance']['averaged']))} into {out}; score it with python train_cli.py evaluate {out}"
-    )
-    return 0
-
-
-def consolidate(argv: list[str]) -> int:
-    """Makes ordinary files of a run in shards."""
-    parser = Parser(
-        prog="train_cli.py consolidate",
-        description="Writes best_model.pt, last.pt and the numbered checkpoints from the shards of a run that was trained with --fsdp.",
-    )
-    parser.add_argument("run", help="a run's folder, such as checkpoints/my-run")
-    args = parser.parse_args(argv)
-
-    from training.folders import consolidate_run
-
-    written = consolidate_run(Path(args.run), numbered=True)
-    print(f"wrote {', '.join(map(str, written))}; try python generate.py --checkpoint {written[0]}")
-    return 0
-
-
-def export(argv: list[str]) -> int:
-    """Writes a checkpoint for other programs, and compares what they compute with ours before it says done."""
-    parser = Parser(
-        prog="train_cli.py export",
-        description="Writes a checkpoint for other programs, tokenizer included.",
-    )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        default="checkpoints/best_model.pt",
-        help="a checkpoint or a run's folder [checkpoints/best_model.pt]",
-    )
-    parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument(
-        "--format", choices=("hf", "gguf"), default="hf", help="hf for transformers and vLLM, gguf for llama.cpp and Ollama [hf]"
-    )
-    parser.add_argument(
-        "--gguf_type",
-        "--gguf-type",
-        choices=("f32", "f16", "bf16", "q8_0"),
-        help="what a gguf keeps matrices in; q8_0 is about one byte a weight [f32]",
-    )
-    args = parser.parse_args(argv)
-
-    if args.format == "gguf":
-        from training.gguf_export import write_folder
-
-        print(*write_folder(args.checkpoint, Path(args.out), args.gguf_type or "f32"), sep="\n")
-        print(f"done: ollama create my-model -f {args.out}/Modelfile, or llama-cli -m {args.out}/model.gguf")
-        return 0
-    if args.gguf_type:
-        raise UserError(f"gguf_type is {args.gguf_type!r}, but the format is hf: pass --format gguf as well.")
-    from training.export import write_folder
-
-    print(write_folder(args.checkpoint, Path(args.out)))
-    print(f"done: AutoModelForCausalLM.from_pretrained({args.out!r}) loads it")
-    return 0
-
-
-def import_(argv: list[str]) -> int:
-    """Reads a transformers folder (GPT-2 or a dense Qwen3) as a checkpoint."""
-    parser = Parser(
-        prog="train_cli.py import",
-        description="Reads a transformers folder with GPT-2 or a dense Qwen3 as a checkpoint.",
-    )
-    parser.add_argument("folder", help="the folder, with config.json, safetensors and the tokenizer's files")
-    parser.add_argument("--out", required=True, help="the checkpoint to write, such as checkpoints/gpt2/best_model.pt")
-    args = parser.parse_args(argv)
-
-    import checkpoint
-    from training.export import read_folder
-
-    checkpoint.write(Path(args.out), read_folder(Path(args.folder)))
-    print(f"imported into {args.out}; try python generate.py --checkpoint {args.out} --prompt Hello")
     return 0
 
 
