@@ -15,8 +15,8 @@ from config import ROOT
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT, for `step` and `shakespeare`")
-    parser.add_argument("--text", default="", help="tiny Shakespeare, for `shakespeare`, `ablations` and `tokenizer_speed`")
+    parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT, for `step`, `shakespeare` and `own_text`")
+    parser.add_argument("--text", default="", help="tiny Shakespeare, for those, `ablations` and `tokenizer_speed`")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     runs = ["--runs", str(args.runs)]
@@ -27,6 +27,7 @@ def main() -> None:
         "tokenizer_speed": text + runs if args.text else None,
         "step": peer + runs if args.nanogpt else None,
         "shakespeare": peer + text + runs if args.nanogpt and args.text else None,
+        "own_text": peer + text if args.nanogpt and args.text and os.environ.get("TIKTOKEN_CACHE_DIR") else None,
         "decode": runs,
         "serving": runs,
         "soak": [],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 
 from benchmarks.common import child, finish, median, need_path, table
@@ -102,14 +101,11 @@ def ours(args: argparse.Namespace) -> dict:
 
 def nanogpt(args: argparse.Namespace) -> dict:
     """nanoGPT's model, optimizer and order of work."""
-    import importlib.util
-
     import torch
 
-    spec = importlib.util.spec_from_file_location("nanogpt_model", f"{args.nanogpt}/model.py")
-    peer = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = peer
-    spec.loader.exec_module(peer)
+    from benchmarks.nanogpt import module
+
+    peer = module(args.nanogpt)
     torch.manual_seed(0)
     model = peer.GPT(
         peer.GPTConfig(block_size=BLOCK, vocab_size=50304, n_layer=6, n_head=6, n_embd=384, dropout=0.0, bias=False)
