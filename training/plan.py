@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from config import ModelConfig, TrainConfig, UserError, seconds
 from model import flops_per_token, kind_of
@@ -121,8 +123,17 @@ def make_plan(
     return plan
 
 
+class Unfilled(TorchFunctionMode):
+    """New weights get no numbers: on the meta device, which has none, torch would load its compiler to draw them, for two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return None
+        return function(*args, **kwargs or {})
+
+
 def count_parameters(config: ModelConfig) -> int:
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         return kind_of(config)(config).parameter_count()
 
 
