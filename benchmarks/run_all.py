@@ -28,6 +28,7 @@ def main() -> None:
         "step": peer + runs if args.nanogpt else None,
         "shakespeare": peer + text + runs if args.nanogpt and args.text else None,
         "own_text": peer + text if args.nanogpt and args.text and os.environ.get("TIKTOKEN_CACHE_DIR") else None,
+        "sampling": [],
         "decode": runs,
         "serving": runs,
         "soak": [],

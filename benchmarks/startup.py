@@ -1,4 +1,4 @@
-"""How long a person waits: for `train_cli.py --help`, and from the command to the first training step of the `quick` preset.
+"""How long a person waits: for `--help`, for a plan, and from the command to the first training step of the `quick` preset.
 
     python -m benchmarks.startup [--runs 3]
 
@@ -31,6 +31,7 @@ def main() -> None:
                 "train_cli.py --help": lambda: child(["train_cli.py", "--help"])["seconds"],
                 "first step of quick, nothing made before": lambda folder=scratch: first_step(Path(folder), "first"),
                 "first step of quick, again": lambda folder=scratch: first_step(Path(folder), "again"),
+                "train_cli.py plan, again": lambda: child(["train_cli.py", "plan", "--preset", "quick"])["seconds"],
             }.items():
                 waits.setdefault(name, []).append(wait())
     table(["from the command", "seconds"], [[name, f"{median(each):.2f}"] for name, each in waits.items()])
