@@ -25,6 +25,7 @@ import generate  # noqa: E402
 import serve  # noqa: E402
 import train_cli  # noqa: E402
 from config import PRESETS, GenerateConfig, MediaModelConfig, Parser, ServeConfig, TrainConfig, variable  # noqa: E402
+from training import verbs  # noqa: E402
 
 FILE = ROOT / "docs" / "commands_reference.md"
 GUIDE = ROOT / "docs" / "SERVING.md"
@@ -73,7 +74,7 @@ def parsers() -> dict[str, Parser]:
     doors["serve.py"] = lambda: serve.settings([])
     found = {}
     with contextlib.ExitStack() as patches:
-        for module in (train_cli, generate, serve):
+        for module in (train_cli, verbs, generate, serve):
             patches.enter_context(patch.object(module, "Parser", Catcher))
         for name, enter in doors.items():
             try:
