@@ -22,7 +22,7 @@ from benchmarks.common import child, finish, need_path, table, trained
 from config import seconds
 
 NAME = "own"
-EVALS, EVAL_BATCHES = 6, 10  # looks at the validation text in a run of nanoGPT's, which keeps its best
+EVALS, EVAL_BATCHES = 3, 5  # looks at the validation text in a run of nanoGPT's, which keeps its best: each takes its time
 START = {  # its recipe for small texts (config/train_shakespeare_char.py), with a smaller model and batch
     "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8, "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3, "dropout": 0.0, "weight_decay": 0.1, "beta2": 0.99, "device": "cpu", "compile": False, "dtype": "float32",
