@@ -73,10 +73,10 @@ class Peer:
         self.copy, self.trials, self.paces = copy, [], {}
         letters = text.read_text(encoding="utf-8")
         cut = len(letters.encode()[: int(0.9 * len(letters.encode()))].decode(errors="ignore"))
-        encode = tiktoken.get_encoding("gpt2").encode_ordinary
-        ids = encode(letters[cut:])
-        nanogpt.write_tokens(copy, NAME, train=encode(letters[:cut]), val=ids)
-        self.bytes = len(letters[cut:].encode()) - len(tiktoken.get_encoding("gpt2").decode_single_token_bytes(ids[0]))
+        gpt2 = tiktoken.get_encoding("gpt2")
+        ids = gpt2.encode_ordinary(letters[cut:])
+        nanogpt.write_tokens(copy, NAME, train=gpt2.encode_ordinary(letters[:cut]), val=ids)
+        self.bytes = len(letters[cut:].encode()) - len(gpt2.decode_single_token_bytes(ids[0]))
 
     def tuned(self, budget: float) -> dict[str, Any]:
         """The best flags, one thing after the other."""

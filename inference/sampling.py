@@ -143,17 +143,16 @@ def rungs(x: Tensor, by: Callable[[Tensor, int], Tensor]) -> Tensor:
     return made if whole == x.size(-1) else torch.cat((made, by(x[:, whole:], -1)[:, None]), dim=-1)
 
 
-def standing_on(x: Tensor, some: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
-    """The numbers of x (B, V) on some rungs (B, n), and their places: (B, n * 64) each, and `beyond` where the last rung has ended."""
-    places = (some[..., None] * RUNG + torch.arange(RUNG, device=x.device)).flatten(1)
-    return x.gather(-1, places.clamp(max=x.size(-1) - 1)).masked_fill(places >= x.size(-1), beyond), places
+def standing_on(x: Tensor, rung: Tensor, beyond: float) -> Tensor:
+    """The numbers of x (B, V) on a rung (B, 1) of each row: (B, 64), and `beyond` where the last rung has ended."""
+    places = rung * RUNG + torch.arange(RUNG, device=x.device)
+    return x.gather(-1, places.clamp(max=x.size(-1) - 1)).masked_fill(places >= x.size(-1), beyond)
 
 
 def likeliest(logits: Tensor) -> Tensor:
     """The first of the largest in each row: (B, V) to (B,)."""
     rung = rungs(logits, torch.amax).argmax(-1, keepdim=True)
-    values, _ = standing_on(logits, rung, -torch.inf)
-    return rung[:, 0] * RUNG + values.argmax(-1)
+    return rung[:, 0] * RUNG + standing_on(logits, rung, -torch.inf).argmax(-1)
 
 
 def count(ids: list[list[int]], like: Tensor) -> Tensor:
@@ -173,7 +172,7 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     height = uniforms[:, None] * ladder[:, -1:]
     rung = first_above(ladder, height)  # (B, 1)
     below = torch.where(rung > 0, ladder.gather(-1, (rung - 1).clamp(min=0)), 0.0)
-    inside, _ = standing_on(probabilities, rung, 0.0)  # (B, 64)
+    inside = standing_on(probabilities, rung, 0.0)  # (B, 64)
     found = first_above(inside.double().cumsum(-1), height - below)
     return (rung * RUNG + found)[:, 0].clamp(max=probabilities.size(-1) - 1)  # NaN falls off the ladder
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from config import MediaModelConfig, ModelConfig, TrainConfig, UserError
 from model import GPT, kind_of
 from training.distributed import Ranks
+
+
+class Unfilled(TorchFunctionMode):
+    """New weights get no numbers: on the meta device, which has none, torch would load its compiler to draw them, for two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return None
+        return function(*args, **kwargs or {})
+
+
+@contextlib.contextmanager
+def hollow() -> Iterator[None]:
+    """Models that are made in here have shapes and nothing in them."""
+    with torch.device("meta"), Unfilled():
+        yield
 
 
 def start_from(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
@@ -49,7 +69,7 @@ def make_shards(model_config: ModelConfig, config: TrainConfig, start: dict[str,
     """The same model in shards. Only the first rank ever holds it whole, on its CPU, and only for a fresh start."""
     from training.sharding import scatter, shard
 
-    with torch.device("meta"):
+    with hollow():
         model = make_model(model_config, config, start and {"config": start["config"]})
     whole = make_model(model_config, config, start) if fresh and ranks.first else None
     shard(model, ranks, dtype)

@@ -34,6 +34,7 @@ from checkpoint import CorruptCheckpoint
 from config import UserError
 from model import build
 from training import calibrate
+from training.build import hollow
 from training.distributed import Ranks, is_sharded
 from training.files import SHARDS, Files, Say
 from training.sharding import mesh_of
@@ -326,7 +327,7 @@ def consolidate(path: Path, out: Path) -> None:
     content = {name: content[name] for name in ("model", "config", "tokenizer", "provenance")}
     require_memory(path, content)
     content = read(content, path, lambda size, dtype: torch.empty(size, dtype=dtype), alone=True)
-    with torch.device("meta"):
+    with hollow():
         model = build(content["config"])
     found = model.load_state_dict(content["model"], strict=False, assign=True)  # a tied head has no file of its own
     if found.unexpected_keys or any(param.is_meta for param in model.parameters()):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from config import ModelConfig, TrainConfig, UserError, seconds
 from model import flops_per_token, kind_of
 from training import calibrate
+from training.build import hollow
 from training.distributed import Ranks
 from training.optim import muon_share
 from training.units import count, duration, size
@@ -123,17 +122,8 @@ def make_plan(
     return plan
 
 
-class Unfilled(TorchFunctionMode):
-    """New weights get no numbers: on the meta device, which has none, torch would load its compiler to draw them, for two seconds."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
-            return None
-        return function(*args, **kwargs or {})
-
-
 def count_parameters(config: ModelConfig) -> int:
-    with torch.device("meta"), Unfilled():
+    with hollow():
         return kind_of(config)(config).parameter_count()
 
 
