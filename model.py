@@ -76,7 +76,35 @@ class RMSNorm(nn.RMSNorm):
     """Scales each vector to length sqrt(C) (Zhang & Sennrich 2019), in the dtype it comes in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., C) scaled by its own size and by a weight, of shape (C,) or of more of x's last dimensions."""
+    if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return ScaledByRoot.apply(x, weight, eps)
+    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight.to(x.dtype)
+
+
+class ScaledByRoot(torch.autograd.Function):
+    """`rms_norm` where it is learned on a CPU, on which torch makes it of many small steps, and its gradient of more. With u = x r the
+    gradient of x is r (w g - u mean(u w g))."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        r = length.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)  # (..., 1)
+        u = x * r
+        ctx.save_for_backward(u, r, weight)
+        return u * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, r, weight = ctx.saved_tensors
+        along = grad * u
+        total = along.sum(tuple(range(along.ndim - weight.ndim)), dtype=weight.dtype)  # as the weight
+        mean = (along * weight.to(u.dtype)).sum(-1, keepdim=True).div_(-u.size(-1))  # (..., 1)
+        return torch.addcmul(grad * weight.to(u.dtype), u, mean).mul_(r), total, None
 
 
 class Attention(nn.Module):
@@ -122,7 +150,7 @@ class Attention(nn.Module):
     def norm(self, qk: Tensor) -> Tensor:
         """Queries and keys, each brought to its norm (Henry et al. 2020), at one go: small models wait for calls, not for sums."""
         scale = torch.cat((self.q_norm.weight.expand(self.n_head, -1), self.k_norm.weight.expand(self.n_kv_head, -1)))
-        return F.rms_norm(qk, (self.head_dim,), eps=self.q_norm.eps) * scale.to(qk.dtype)  # (B, T, Hq + Hk, D)
+        return rms_norm(qk, scale, self.q_norm.eps)  # (B, T, Hq + Hk, D)
 
 
 class MLP(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig, UserError
-from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token
+from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token, rms_norm
 
 TINY = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
 
@@ -147,6 +147,15 @@ def test_padding_of_the_vocabulary_is_invisible(model):
     again.load_state_dict(state)
     assert torch.equal(again(ids(1, 24)), model(ids(1, 24)))
     assert model.parameter_count() == sum(p.numel() for p in model.parameters()) - 31 * 32
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8)])
+def test_what_is_learned_is_normed_as_torch_does_it(shape):
+    x, weight = (torch.randn(*of, requires_grad=True) for of in ((2, 5, 3, 8), shape))
+    grad = torch.randn(x.shape)
+    ours, theirs = rms_norm(x, weight, 1e-2), F.rms_norm(x, (8,), eps=1e-2) * weight
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(y, (x, weight), grad) for y in (ours, theirs)))
 
 
 def test_checkpointed_activations_change_nothing(model):

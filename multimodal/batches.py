@@ -19,6 +19,8 @@ from multimodal.spectrogram import MELS
 PERIOD = 1024  # rows after which the order of the parts repeats
 TURN, ZOOM, SHIFT, LIGHT = 0.15, 0.12, 0.08, 0.25  # of pictures: radians, scale, of the side, brightness and contrast
 TEMPO, PITCH, LOUDNESS, HIDDEN = 0.1, 0.06, 0.1, 6  # of sounds: share of the length, of the bands, log10 / 4, bands or frames
+
+
 class Mixture:
     """The training batches of several parts: text of its own, and rows with pictures and sounds.
 

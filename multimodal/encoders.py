@@ -71,7 +71,6 @@ class Encoder(nn.Module):
         nn.init.normal_(self.proj.weight, std=std / math.sqrt(self.proj.in_features))
         nn.init.zeros_(self.proj.bias)
 
-
     def words(self, vectors: Tensor, embeddings: Tensor) -> Tensor:
         """How well each vector fits each word: (N, T, C) and embeddings (V, C) to logits (N, T, V)."""
         return self.sharpness * (vectors @ embeddings.T.to(vectors.dtype)) - self.doubt

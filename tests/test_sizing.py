@@ -49,6 +49,12 @@ def test_a_small_text_gets_a_small_model_however_long_it_may_take():
     assert chosen(6000, tokens=1e5)["dropout"] and not chosen(60, tokens=1e8)["dropout"]
 
 
+def test_a_text_that_is_read_often_is_forgotten_more():
+    once, often, endlessly = (chosen(600, tokens=tokens) for tokens in (1e9, 1e6, 1e4))
+    assert not once["dropout"] and often["dropout"]
+    assert once["weight_decay"] == 0.01 < often["weight_decay"] <= endlessly["weight_decay"] == sizing.MOST_DECAY
+
+
 def test_tokens_seen_again_teach_less_and_less():
     assert sizing.fresh(500, 1000) == 500
     assert 1900 < sizing.fresh(2000, 1000) < 2000
