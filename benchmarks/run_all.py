@@ -24,6 +24,7 @@ def main() -> None:
     benchmarks = {
         "safety": [],
         "head": runs,
+        "norm": [],
         "tokenizer_speed": text + runs if args.text else None,
         "step": peer + runs if args.nanogpt else None,
         "shakespeare": peer + text + runs if args.nanogpt and args.text else None,

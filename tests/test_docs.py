@@ -669,8 +669,12 @@ def test_snippets_that_ask_the_server_run(page, sites, capsys, monkeypatch):
     monkeypatch.chdir(sites.folder)
     snippets = [body for _, kind, body in FENCE.findall(read(page)) if kind == "python" and ADDRESS in body]
     for body in snippets:
-        exec(compile(sites.place(body), page.name, "exec"), {})
-        assert capsys.readouterr().out
+
+        def printed(code=compile(sites.place(body), page.name, "exec")) -> str:
+            exec(code, {})
+            return capsys.readouterr().out
+
+        assert printed() or printed(), body  # a text that is drawn may end with its first token, but hardly twice
     assert snippets or page.name not in ("README.md", "README.zh-CN.md", "SERVING.md")
 
 

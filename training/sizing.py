@@ -69,7 +69,8 @@ def settle(given: dict[str, Any], config: TrainConfig, tokens: float, vocab_size
 def line(values: dict[str, Any], config: TrainConfig) -> str:
     """What was chosen, for the person."""
     why = f"--depth {config.depth}" if config.depth else f"--time {config.time}"
-    shown = {"blocks": "n_layer", "wide": "n_embd", "context": "block_size", "batch": "batch_size", "dropout": "dropout"}
+    shown = {"blocks": "n_layer", "wide": "n_embd", "context": "block_size", "batch": "batch_size"}
+    shown |= {"dropout": "dropout", "weight decay": "weight_decay"}
     return f"size     by {why}: " + ", ".join(f"{name} {values[key]:g}" for name, key in shown.items())
 
 
@@ -121,7 +122,7 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
         "learning_rate": RATE * larger * math.sqrt(WIDTH / (64 * depth)), "muon_learning_rate": MUON_RATE * larger,
-        "dropout": 0.1 if epochs > OFTEN else 0.0, "weight_decay": min(MOST_DECAY, DECAY * max(0.5, epochs)),
+        "dropout": 0.1 if epochs > OFTEN else 0.0, "weight_decay": round(min(MOST_DECAY, DECAY * max(0.5, epochs)), 3),
     }  # fmt: skip
     return found if budget else found | {"max_iters": max(1, round(total / (rows * block)))}
 
