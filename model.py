@@ -83,6 +83,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., C) scaled by its own size and by a weight, of shape (C,) or of more of x's last dimensions."""
     if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return ScaledByRoot.apply(x, weight, eps)
+    if weight.ndim == 1:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # one kernel on a GPU
     return F.rms_norm(x, x.shape[-1:], eps=eps) * weight.to(x.dtype)
 
 
@@ -93,8 +95,8 @@ class ScaledByRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        r = length.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)  # (..., 1)
-        u = x * r
+        r = length.square_().div_(x.size(-1)).add_(eps).rsqrt_()  # (..., 1), in float32 always
+        u = (x * r).to(x.dtype)
         ctx.save_for_backward(u, r, weight)
         return u * weight.to(x.dtype)
 

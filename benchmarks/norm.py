@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import model as models
-from benchmarks.common import finish, table
+from benchmarks.common import finish, median, table
 from config import ModelConfig
 
 STEPS = {  # a model, and the rows of its batch
@@ -48,7 +47,7 @@ def turns(work: Callable[[], None], runs: int) -> tuple[float, float]:
             t0 = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - t0)
-    theirs, ours = (statistics.median(seconds[1:]) for seconds in sides.values())
+    theirs, ours = (median(seconds[1:]) for seconds in sides.values())
     return theirs, ours
 
 

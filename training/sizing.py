@@ -31,7 +31,7 @@ PER_WEIGHT = 1.5  # tokens for each weight of the blocks: far fewer than large r
 AGAIN = 15.0  # epochs after which a text has taught most of what it will (Muennighoff et al. 2023, table 2: 15.4)
 BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # the run by which the rule was set: tokens of a step, tokens in all, width,
 RATE, MUON_RATE = 1e-2, 0.02  # and its rates; one minute of WikiText-2 on two cores
-DECAY, MOST_DECAY = 0.02, 0.3  # weight decay for each time that a text is read, and at most,
+DECAY, LEAST_DECAY, MOST_DECAY = 0.02, 0.01, 0.3  # weight decay for each time that a text is read, at least and at most,
 OFTEN = 3.0  # and so many times make dropout worth its while: seven and thirteen readings of one megabyte of WikiText-2
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
@@ -69,8 +69,10 @@ def settle(given: dict[str, Any], config: TrainConfig, tokens: float, vocab_size
 def line(values: dict[str, Any], config: TrainConfig) -> str:
     """What was chosen, for the person."""
     why = f"--depth {config.depth}" if config.depth else f"--time {config.time}"
-    shown = {"blocks": "n_layer", "wide": "n_embd", "context": "block_size", "batch": "batch_size"}
-    shown |= {"dropout": "dropout", "weight decay": "weight_decay"}
+    shown = {
+        "blocks": "n_layer", "wide": "n_embd", "context": "block_size", "batch": "batch_size", "dropout": "dropout",
+        "weight decay": "weight_decay",
+    }  # fmt: skip
     return f"size     by {why}: " + ", ".join(f"{name} {values[key]:g}" for name, key in shown.items())
 
 
@@ -122,7 +124,7 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
         "learning_rate": RATE * larger * math.sqrt(WIDTH / (64 * depth)), "muon_learning_rate": MUON_RATE * larger,
-        "dropout": 0.1 if epochs > OFTEN else 0.0, "weight_decay": round(min(MOST_DECAY, DECAY * max(0.5, epochs)), 3),
+        "dropout": 0.1 if epochs > OFTEN else 0.0, "weight_decay": round(min(MOST_DECAY, max(LEAST_DECAY, DECAY * epochs)), 3),
     }  # fmt: skip
     return found if budget else found | {"max_iters": max(1, round(total / (rows * block)))}
 
