@@ -255,10 +255,15 @@ class Engine:
 
     def wants_to_be_alone(self, request: Request) -> bool:
         """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, and a GPU's
-        libraries choose theirs by the number of rows, so there a seed asks for it; in one dtype on a CPU a row of many has the bits
-        that it has alone."""
+        libraries choose theirs by the number of rows, so there a seed asks for it; in one dtype on a CPU a row has the same bits
+        among two as among many."""
         varies = self.quantized or self.device.type != "cpu"
         return request.settings.deterministic or (varies and request.settings.seed is not None)
+
+    def may_be_one_row(self, request: Request) -> bool:
+        """Whether a text without neighbours is written the fastest way: one that is always alone, or did not ask for the same words
+        in company."""
+        return self.wants_to_be_alone(request) or request.settings.seed is None
 
     def guard(self, slots: list[Slot], work) -> None:
         """Does one piece of work; if it fails, the requests it was for fail, and no others."""
@@ -308,11 +313,15 @@ class Engine:
         slots = [slot for slot in slots if slot not in full]
         if not slots:
             return
-        window = ManyRows(self.cache, [slot.index for slot in slots], [slot.length for slot in slots])
-        hidden = self.forward(slots, [slot.next_ids(1) for slot in slots], window)  # (B, 1, C)
+        if len(slots) == 1 and self.may_be_one_row(slots[0].request):
+            rows, window = slots, OneRow(self.cache, slots[0].index, slots[0].length)
+        else:
+            rows = slots if len(slots) > 1 else slots * 2  # a single row takes other arithmetic than many: it gets a twin
+            window = ManyRows(self.cache, [slot.index for slot in rows], [slot.length for slot in rows])
+        hidden = self.forward(rows, [slot.next_ids(1) for slot in rows], window)  # (B, 1, C)
         for slot in slots:
             slot.length += 1
-        self.choose(slots, self.model.logits(hidden[:, -1]))
+        self.choose(slots, self.model.logits(hidden[:, -1])[: len(slots)])
 
     def forward(
         self, slots: list[Slot], ids: list[list[int]], window: OneRow | ManyRows, x: Tensor | None = None

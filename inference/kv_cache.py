@@ -1,8 +1,8 @@
 """Keys and values of many texts at once, each in a slot of its own and of its own length.
 
 A step of the engine looks at the slots through one of two windows, which the model uses as it would a `KVCache`: `OneRow` reads
-any number of tokens into one slot, `ManyRows` one token into each of some. A text that is alone is written through `ManyRows` as
-well: the same arithmetic gives it the same bits as in company.
+any number of tokens into one slot, `ManyRows` one token into each of some. A text that must have the same bits alone as in company
+is never one row: it is written through `ManyRows`, beside a twin of itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class OneRow(KVCache):
 
 
 class ManyRows:
-    """Some slots, and the next token of each. Rows shorter than the longest do not look at what lies behind their end."""
+    """Some slots, or one and its twin, and the next token of each. Rows shorter than the longest do not look at what lies behind
+    their end."""
 
     def __init__(self, slots: Slots, rows: list[int], lengths: list[int]):
         self.k, self.v = slots.k, slots.v
@@ -51,8 +52,9 @@ class ManyRows:
         device = slots.k.device
         self.rows = torch.tensor(rows, device=device)  # (B,)
         self.ends = torch.tensor(lengths, device=device)  # (B,)
-        together = rows == list(range(rows[0], rows[0] + len(rows)))
-        self.seen = slice(rows[0], rows[0] + len(rows)) if together else self.rows  # neighbours are read without a copy
+        slots_seen = list(dict.fromkeys(rows))  # twins share theirs
+        together = slots_seen == list(range(rows[0], rows[0] + len(slots_seen)))
+        self.seen = slice(rows[0], rows[0] + len(slots_seen)) if together else self.rows  # neighbours are read without a copy
 
     def places(self, T: int) -> Tensor:
         return self.ends[:, None]  # (B, 1)
@@ -65,7 +67,9 @@ class ManyRows:
         keys, values = self.k[layer], self.v[layer]
         keys[self.rows, :, self.ends] = k[:, :, 0]  # (B, H, D)
         values[self.rows, :, self.ends] = v[:, :, 0]
-        return keys[self.seen, :, : self.span], values[self.seen, :, : self.span]  # (B, H, S, D)
+        seen = (self.seen, slice(None), slice(self.span))
+        B = len(self.rows)
+        return keys[seen].expand(B, -1, -1, -1), values[seen].expand(B, -1, -1, -1)  # (B, H, S, D)
 
     def advance(self, T: int) -> None:
         """Nothing to count: a window is used for one step."""

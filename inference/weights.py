@@ -14,21 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 16  # the batch that packed weights are laid out for
+TWICE = 2**28  # up to so many float32 numbers a model keeps a second layout, for one row: it costs their memory again, 1 GiB at most
 STEP = 8  # more rows than that are padded to a multiple of this
 STRIDE = 16  # int8 rows are read so many numbers at a time; of other lengths torch's kernel reads beyond them, and may crash
 FEW = 2  # up to so many rows int8 weights are multiplied as they are; more are faster in bfloat16
 
 
 class Packed(nn.Module):
-    """A matrix in oneDNN's own layout, for reading only."""
+    """A matrix in oneDNN's own layout, for reading only. With `twice` it is kept as its transpose as well, which one row is faster
+    with, if not to the same bits."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, twice: bool = False):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.turned = weight.T.contiguous() if twice else None  # (in, out)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.size(-1)
+        if rows == 1 and self.turned is not None:
+            row = x.view(1, -1)
+            y = row @ self.turned if self.bias is None else torch.addmm(self.bias, row, self.turned)
+            return y.view(*x.shape[:-1], -1)
         more = -rows % STEP if rows > ROWS else 0  # oneDNN makes and keeps a program for each number of rows it meets
         if not more:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -69,13 +76,13 @@ class Plain(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def pack(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A matrix in the best layout for its device."""
+def pack(weight: Tensor, bias: Tensor | None, twice: bool = False) -> nn.Module:
+    """A matrix in the best layout for its device, or in two, of which one row takes its own."""
     weight = weight.detach()
     bias = None if bias is None else bias.detach()
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         with contextlib.suppress(RuntimeError):  # a processor without instructions for 16-bit numbers
-            return Packed(weight, bias)
+            return Packed(weight, bias, twice)
     return Plain(weight, bias)
 
 
@@ -90,13 +97,14 @@ def prepare(model: nn.Module, dtype: torch.dtype = torch.float32, int8: bool = F
         the bytes of weights that writing one token reads.
     """
     model.to(dtype).eval().requires_grad_(False)
+    twice = dtype == torch.float32 and sum(weight.numel() for weight in model.parameters()) <= TWICE
     read = 0
 
     def lay_out(matrix: Tensor, bias: Tensor | None = None) -> nn.Module:
         nonlocal read
         small = int8 and matrix.size(1) % STRIDE == 0
         read += matrix.numel() * (1 if small else matrix.element_size())
-        return Int8(matrix, bias) if small else pack(matrix, bias)
+        return Int8(matrix, bias) if small else pack(matrix, bias, twice)
 
     for block in model.blocks:
         for part in (block.attn, block.mlp):

@@ -235,6 +235,22 @@ def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
         assert loaded.new == alone.new
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_a_seed_keeps_its_bits_where_matrices_are_wide(tiny_model, architecture, dtype):
+    """oneDNN adds up a float32 row of 1,280 numbers and more in two halves when it is the only one. Log-probabilities tell what
+    the words do not."""
+    model, chance = tiny_model(architecture=architecture, n_inner=1536), random.Random(2)
+    weights.prepare(model, dtype)
+    prompt = noise(chance, 20)
+    alone, loaded = (Asked(prompt, temperature=0.8, seed=3, max_new_tokens=40, logprobs=2) for _ in range(2))
+    engine = Engine(model, BYTES, slots=1)
+    engine.chunk = 16
+    run(engine, alone)
+    under_load(model, loaded, chance)
+    assert loaded.tokens == alone.tokens and len(alone.tokens) == 40
+
+
 @pytest.mark.parametrize(("device", "int8", "apart"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True), ("mps", False, True)])
 def test_a_seed_asks_to_be_written_apart_where_arithmetic_varies_with_the_batch(tiny_model, device, int8, apart):
     engine = Engine(tiny_model(), BYTES, quantized=int8)

@@ -97,6 +97,15 @@ def test_the_bytes_that_a_token_reads_are_told(tiny_model, architecture, kind):
     assert weights.prepare(model, **KINDS[kind]) == size * (linear + 257 * model.config.n_embd)
 
 
+def test_one_row_has_a_layout_of_its_own_where_memory_is_not_at_stake(tiny_model, monkeypatch):
+    model = tiny_model()
+    matrix = prepared(model, "float32").blocks[0].mlp.down
+    assert torch.equal(matrix.turned, model.blocks[0].mlp.down.weight.T) and matrix.turned.is_contiguous()
+    assert prepared(tiny_model(), "bfloat16").blocks[0].mlp.down.turned is None, "it would be slower"
+    monkeypatch.setattr(weights, "TWICE", 10_000)
+    assert prepared(tiny_model(), "float32").blocks[0].mlp.down.turned is None
+
+
 def test_a_prepared_model_is_for_reading_only(tiny_model):
     model = prepared(tiny_model().train(), "float32")
     assert not model.training
