@@ -9,6 +9,7 @@ How a run ends is its exit code: 0 done, 2 something to mend (bad input, no room
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -46,6 +47,7 @@ class Task(Protocol):
     tokenizer: Any
 
     def batch(self, step: int) -> tuple[Tensor, ...]: ...
+    def cuts(self, batch: tuple[Tensor, ...], micro: int) -> list[int]: ...
     def evaluate(self, model: nn.Module, limit: int, autocast) -> Score: ...
     def evaluation_tokens(self) -> int: ...
     def sample(self, model: nn.Module, seed: int) -> str: ...
@@ -251,13 +253,12 @@ class Trainer:
             self.set_random_state(random)  # the step begins again, and so does its dropout
 
     def micro_steps(self, batch: tuple[Tensor, ...]) -> float:
-        micro = self.progress.micro_batch
-        pieces = [tuple(part[start : start + micro] for part in batch) for start in range(0, len(batch[0]), micro)]
+        ends = self.task.cuts(batch, self.progress.micro_batch)
         total = torch.zeros((), device=self.device)
-        for number, piece in enumerate(pieces, 1):
-            with self.meeting(number == len(pieces)):
+        for start, end in itertools.pairwise([0, *ends]):
+            with self.meeting(end == ends[-1]):
                 with self.autocast():
-                    loss = self.wrapped(*piece) / len(pieces)
+                    loss = self.wrapped(*(part[start:end] for part in batch)) * ((end - start) / ends[-1])
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return float(total)

@@ -171,6 +171,24 @@ def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | No
     )  # fmt: skip
 
 
+def cuts(lengths: list[int], micro: int, most: int) -> list[int]:
+    """Where to cut rows that are sorted by length: into as many pieces as there would be of `micro` rows, so that they are padded
+    least, and none to more than `most` places in all. A CPU likes few sizes: they are multiples of 8, where `micro` is one."""
+    unit = math.gcd(micro, max(8, len(lengths) // 32))
+    ends = np.arange(unit, len(lengths) + 1, unit)  # (E,) where a piece may end, and the next one begin
+    longest = [rounded(lengths[end - 1], PLACES) for end in ends]
+    places = (ends - (ends - unit)[:, None]) * np.array(longest, float)  # (begin, end)
+    places[(places <= 0) | (places > most)] = np.inf
+    least, before = places[0], []  # (E,) of all pieces up to an end, and where the last of them began
+    for _ in range(len(lengths) // micro - 1):
+        sums = least[:-1, None] + places[1:]
+        before.append(sums.argmin(0))
+        least = sums.min(0)
+    last = len(ends) - 1
+    found = [last] + [last := int(each[last]) for each in reversed(before)]
+    return [int(ends[n]) for n in reversed(found)]
+
+
 def pad(rows: list[np.ndarray]) -> Tensor:
     """Rows of ids with IGNORE behind the shorter ones: (N, L)."""
     tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]

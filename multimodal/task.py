@@ -14,7 +14,7 @@ from config import TrainConfig
 from data import Batches
 from model import IGNORE
 from multimodal import judge, sheet
-from multimodal.batches import Mixture, collate, media_row
+from multimodal.batches import Mixture, collate, cuts, media_row
 from multimodal.corpus import MediaCorpus, is_held_out
 from multimodal.embedded import PARTS, STORIES
 from multimodal.fusion import Batch
@@ -69,6 +69,10 @@ class MediaTask:
     def batch(self, step: int) -> tuple[Batch]:
         """This rank's share of a step's batch."""
         return (self.mixture.batch(step, self.ranks.rank, self.ranks.world),)
+
+    def cuts(self, batch: tuple[Batch], micro: int) -> list[int]:
+        """Where the micro-batches of a batch end: those of long rows have fewer."""
+        return cuts(batch[0].lengths.tolist(), micro, micro * self.block_size)
 
     # ---- validation
 

@@ -20,6 +20,7 @@ from training.distributed import Ranks
 from training.evaluate import Score
 from training.plan import Plan
 from training.runlog import RunLog
+from training.text import TextTask
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "big", "red", "small", "blue"]
 SMALL = {
@@ -164,6 +165,8 @@ class LineTask:
         self.asked.append(step)
         x = torch.randn(self.batch_size, 8, generator=torch.Generator().manual_seed(step))
         return x, 0.5 * x.flip(1) * self.poison(step)
+
+    cuts = TextTask.cuts
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:

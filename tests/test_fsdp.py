@@ -18,6 +18,7 @@ from config import TrainConfig, UserError
 from tests.crew import Crew
 from tests.runs import equal, events, losses, main_here, resume, small_run, wait_for, without_clock
 from training.distributed import Ranks
+from training.text import TextTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 # 35 rows of letters, padded to 64; two ranks cut 27 and 33 rows unevenly; each rank takes two micro-steps
@@ -124,6 +125,8 @@ class Tokens:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.randint(35, (8, 9), generator=torch.Generator().manual_seed(step)).chunk(self.ranks.world)[self.ranks.rank]
         return x[:, :-1], x[:, 1:]
+
+    cuts = TextTask.cuts
 
 
 def count_exchanges(ranks: Ranks, meet_each: bool) -> tuple[int, int]:

@@ -4,8 +4,10 @@ training saw, runs that resume and share exactly, and a model of text that keeps
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +23,7 @@ from inference.engine import Engine, text_of
 from inference.request import Request, Settings
 from model import GPT, IGNORE
 from multimodal import judge, shards
-from multimodal.batches import collate, media_row
+from multimodal.batches import collate, cuts, media_row
 from multimodal.corpus import MediaCorpus, open_corpus
 from multimodal.fusion import Batch, MultimodalGPT
 from multimodal.samples import Picture, Sample, Sound, Turn
@@ -122,6 +124,23 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(data):
     model, batch = tiny_model(), task_of(data).batch(0)[0]
     pieces = [model(batch[start : start + 2]).detach() for start in range(0, len(batch), 2)]
     assert torch.stack(pieces).mean() == pytest.approx(float(model(batch).detach()), rel=1e-5)
+
+
+def test_a_batch_is_cut_into_as_many_pieces_as_asked_for_and_padded_least():
+    """Against all ways to cut."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = sorted(random.choice([*range(1, 70), 160], 24).tolist())
+
+        def padded(ends, lengths=lengths):
+            return [(end - start) * -(-lengths[end - 1] // 16) * 16 for start, end in pairwise((0, *ends))]
+
+        for micro, most in ((4, 10**9), (6, 10**9), (6, 960), (12, 10**9), (24, 10**9)):
+            places = range(math.gcd(micro, 8), 24, math.gcd(micro, 8))
+            ways = [[*some, 24] for some in combinations(places, 24 // micro - 1)]
+            found = cuts(lengths, micro, most)
+            assert found in ways and max(padded(found)) <= most
+            assert sum(padded(found)) == min(sum(padded(way)) for way in ways if max(padded(way)) <= most)
 
 
 def test_only_answers_and_texts_are_learned(data):

@@ -145,14 +145,14 @@ def choose_micro_batch(
     config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1,
     row_tokens: float = 0,
 ) -> int:  # fmt: skip
-    """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained (1,024 where rows are of
-    many lengths, `row_tokens` on average: more of them is more padding); on a GPU what four fifths of the free memory hold."""
+    """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained (of rows of many lengths,
+    `row_tokens` on average); on a GPU what four fifths of the free memory hold."""
     free = calibrate.free_memory(device)
     fits = [
         micro
         for micro in range(1, share + 1)
         if share % micro == 0
-        and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= (1024 if row_tokens else 2048))
+        and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
         and memory(config, train, parameters, dtype, micro, "adamw", world) < 0.8 * free
     ]
     return max(fits, default=1)

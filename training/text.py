@@ -32,6 +32,10 @@ class TextTask:
         """This rank's share of a step's batch, what the model is called with: each tensor's first dimension is sequences."""
         return self.batches.batch(step, self.ranks.rank, self.ranks.world)
 
+    def cuts(self, batch: tuple[Tensor, ...], micro: int) -> list[int]:
+        """Where the micro-batches of a batch end: all have `micro` sequences."""
+        return list(range(micro, len(batch[0]) + 1, micro))
+
     def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:
         """The validation score, over every token or over about `limit`, evenly spaced."""
         return evaluate(model, self.corpus, self.block_size, self.ranks, limit, autocast)
