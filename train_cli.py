@@ -496,7 +496,6 @@ def make_plan_only(argv: list[str]) -> int:
     given = parse_training("plan", argv)
     if given.pop("list_presets"):
         return list_presets()
-    import torch
 
     from training import calibrate, distributed, plan, sizing
 
@@ -512,14 +511,8 @@ def make_plan_only(argv: list[str]) -> int:
     values["vocab_size"] = values.get("vocab_size") or {"char": 128, "byte": 257}.get(config.tokenizer, 50257)
     model_config = take(shape_of(values), values)
     told = plan.make_plan(model_config, config, ranks)
-    rates = {dtype: calibrate.matrix_rate(ranks.device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
-    print(f"machine  {calibrate.machine_name()}")
-    print(
-        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}; "
-        f"compiler: {'yes' if calibrate.has_compiler(ranks.device) else 'no'}; torch {torch.__version__}"
-    )
     print("config   " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model_config).items()))
-    for line in told.lines():
+    for line in [*plan.machine_lines(model_config, told.dtype, ranks.device), *told.lines()]:
         print(line)
     return 0
 

@@ -230,6 +230,23 @@ def test_a_short_run_does_not_compile_and_a_long_one_does(measured):
     assert not plan.make_plan(TINY, TrainConfig(time="2h"), ONE).compile  # the classic block gains nothing on a CPU
 
 
+def test_what_the_machine_offers_is_told(measured):
+    modern = ModelConfig(architecture="modern", vocab_size=64, n_layer=1, n_head=2, n_embd=16, block_size=16)
+    measured.setattr(calibrate, "has_compiler", lambda _: True)
+    measured.setattr(torch, "get_num_threads", lambda: 6)
+    asked = []
+    measured.setattr(torch, "set_num_threads", asked.append)
+    measured.setattr(calibrate, "seconds_per_token", lambda *_: {6: 1e-4, 3: 5e-5, 1: 2e-4}[asked[-1]])
+    told = "\n".join(plan.machine_lines(modern, "float32", CPU))
+    assert asked == [6, 3, 1, 6]
+    assert "with 6: 6: 100 %, 3: 200 %, 1: 50 %; --threads 3 would be faster" in told
+    pays = plan.break_even(CPU, plan.gain_of(modern, CPU))
+    assert f"pays in runs of {plan.duration(pays)} and more" in told
+    assert not plan.choose_compile("auto", pays * 0.99, CPU, plan.gain_of(modern, CPU))
+    assert plan.choose_compile("auto", pays * 1.01, CPU, plan.gain_of(modern, CPU))
+    assert "gains nothing for a classic model" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
+
+
 # ---- calibration
 
 

@@ -128,6 +128,19 @@ def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: 
     return min(timed(work, device) for _ in range(2)) / idx.numel()
 
 
+def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> dict[int, float]:
+    """Tokens a second of this model's forward and backward with as many threads as now, and with half of them, down to one: two
+    threads of one core may be slower than one."""
+    most, speeds = torch.get_num_threads(), {}
+    try:
+        for threads in [most >> halved for halved in range(most.bit_length())]:
+            torch.set_num_threads(threads)
+            speeds[threads] = 1 / seconds_per_token(config, device, dtype)
+    finally:
+        torch.set_num_threads(most)
+    return speeds
+
+
 def has_compiler(device: torch.device) -> bool:
     """Whether `torch.compile` has what it needs: a C++ compiler for the CPU, Triton for a GPU."""
     if sys.platform == "win32" and not shutil.which("cl"):

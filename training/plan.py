@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -92,7 +93,7 @@ def make_plan(
     budget = seconds(config.time) if config.time else 0.0
     steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
     expected = budget or steps * tokens_per_step / speed
-    gain = GAIN.get((device.type, model_config.architecture), 1.0)
+    gain = gain_of(model_config, device)
     compiled = choose_compile(config.compile, expected, device, gain)
     if compiled and not budget:
         expected = expected / gain + COMPILING[device.type]
@@ -171,7 +172,40 @@ def choose_compile(wanted: str, expected: float, device: torch.device, gain: flo
         )
     if wanted != "auto" or not able:
         return wanted == "on"
-    return expected * (1 - 1 / gain) > 2 * COMPILING[device.type]
+    return expected > break_even(device, gain)
+
+
+def break_even(device: torch.device, gain: float) -> float:
+    """Seconds of a run without compiling from which it pays: then it saves twice what it costs."""
+    return 2 * COMPILING[device.type] / (1 - 1 / gain) if gain > 1 else math.inf
+
+
+def machine_lines(config: ModelConfig, dtype: str, device: torch.device) -> list[str]:
+    """What this machine offers to this model, as a person reads it: matrix rates, threads, and when compiling pays."""
+    rates = {dtype: calibrate.matrix_rate(device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
+    told = [
+        f"machine  {calibrate.machine_name()}",
+        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}",
+    ]
+    if device.type == "cpu" and count_parameters(config) < PROBED_BELOW:
+        speeds = calibrate.speed_by_threads(config, device, dtype)
+        most, fastest = max(speeds), max(speeds, key=speeds.get)
+        advice = f"; --threads {fastest} would be faster" if speeds[fastest] > 1.05 * speeds[most] else ""
+        shares = ", ".join(f"{n}: {100 * speed / speeds[most]:.0f} %" for n, speed in speeds.items())
+        told.append(f"threads  of this model's speed with {most}: {shares}{advice}")
+    pays = break_even(device, gain_of(config, device))
+    if not calibrate.has_compiler(device):
+        told.append("compile  never: there is no compiler here")
+    elif pays == math.inf:
+        told.append(f"compile  gains nothing for a {config.architecture} model on this device")
+    else:
+        told.append(f"compile  pays in runs of {duration(pays)} and more")
+    return told
+
+
+def gain_of(config: ModelConfig, device: torch.device) -> float:
+    """How much faster a compiled step is, at least."""
+    return GAIN.get((device.type, config.architecture), 1.0)
 
 
 def gathered(config: ModelConfig, parameters: int) -> int:
