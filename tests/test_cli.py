@@ -186,7 +186,7 @@ def test_plan_trains_nothing(tmp_path, monkeypatch, capsys):
     arguments = [flag for flag in small_run(tmp_path) if flag]
     assert main_here(tmp_path, monkeypatch, "plan", *arguments) == 0
     told = capsys.readouterr().out
-    for word in ("machine", "parameters", "memory", "steps", "tokens/s", "compiler"):
+    for word in ("machine", "parameters", "memory", "steps", "tokens/s", "threads", "compile"):
         assert word in told
     assert not (tmp_path / "out").exists() and not (tmp_path / "logs").exists()
 
