@@ -236,9 +236,9 @@ def test_what_the_machine_offers_is_told(measured):
     measured.setattr(torch, "get_num_threads", lambda: 6)
     asked = []
     measured.setattr(torch, "set_num_threads", asked.append)
-    measured.setattr(calibrate, "seconds_per_token", lambda *_: {6: 1e-4, 3: 5e-5, 1: 2e-4}[asked[-1]])
+    measured.setattr(calibrate, "measure_seconds_per_token", lambda *_: {6: 1e-4, 3: 5e-5, 1: 2e-4}[asked[-1]])
     told = "\n".join(plan.machine_lines(modern, "float32", CPU))
-    assert asked == [6, 3, 1, 6]
+    assert asked == [6, 3, 1, 6, 3, 1, 6]
     assert "with 6: 6: 100 %, 3: 200 %, 1: 50 %; --threads 3 would be faster" in told
     pays = plan.break_even(CPU, plan.gain_of(modern, CPU))
     assert f"pays in runs of {plan.duration(pays)} and more" in told

@@ -105,12 +105,12 @@ def best_dtype(config: ModelConfig, device: torch.device) -> str:
 
 def seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
     """Seconds of forward and backward for each token of a small batch of this model."""
-    shape = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
-    return float(
-        remembered(
-            f"seconds per token {device.type} {dtype} {shape}", lambda: measure_seconds_per_token(config, device, dtype)
-        )
-    )
+    what = f"seconds per token {device.type} {dtype} {shape_name(config)}"
+    return float(remembered(what, lambda: measure_seconds_per_token(config, device, dtype)))
+
+
+def shape_name(config: ModelConfig) -> str:
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
@@ -131,14 +131,21 @@ def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: 
 def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> dict[int, float]:
     """Tokens a second of this model's forward and backward with as many threads as now, and with half of them, down to one: two
     threads of one core may be slower than one."""
-    most, speeds = torch.get_num_threads(), {}
-    try:
-        for threads in [most >> halved for halved in range(most.bit_length())]:
-            torch.set_num_threads(threads)
-            speeds[threads] = 1 / seconds_per_token(config, device, dtype)
-    finally:
-        torch.set_num_threads(most)
-    return speeds
+    most = torch.get_num_threads()
+    counts = [most >> halved for halved in range(most.bit_length())]
+
+    def measure() -> dict[str, float]:
+        best = dict.fromkeys(map(str, counts), 0.0)
+        try:
+            for threads in counts * 2:  # in turn: other load meets all alike
+                torch.set_num_threads(threads)
+                best[str(threads)] = max(best[str(threads)], 1 / measure_seconds_per_token(config, device, dtype))
+        finally:
+            torch.set_num_threads(most)
+        return best
+
+    found = remembered(f"speed by threads {device.type} {dtype} {shape_name(config)}", measure)
+    return {int(threads): speed for threads, speed in found.items()}
 
 
 def has_compiler(device: torch.device) -> bool:
