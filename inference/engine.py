@@ -318,7 +318,7 @@ class Engine:
         else:
             rows = slots if len(slots) > 1 else slots * 2  # a single row takes other arithmetic than many: it gets a twin
             window = ManyRows(self.cache, [slot.index for slot in rows], [slot.length for slot in rows])
-        hidden = self.forward(rows, [slot.next_ids(1) for slot in rows], window)  # (B, 1, C)
+        hidden = self.forward(slots, [slot.next_ids(1) for slot in rows], window)  # (B, 1, C)
         for slot in slots:
             slot.length += 1
         self.choose(slots, self.model.logits(hidden[:, -1])[: len(slots)])

@@ -132,8 +132,13 @@ def choose_dtype(config: ModelConfig, probed: bool, device: torch.device) -> str
     """By a probe of this very model; of a model too large to probe, by the matrix rates."""
     if probed:
         return calibrate.best_dtype(config, device)
-    rates = {dtype: calibrate.matrix_rate(device, dtype) for dtype in ("float32", "bfloat16")}
+    rates = matrix_rates(device)
     return max(rates, key=rates.get)
+
+
+def matrix_rates(device: torch.device) -> dict[str, float]:
+    """What this machine's matrix products reach in each dtype, in floating point operations a second."""
+    return {dtype: calibrate.matrix_rate(device, dtype) for dtype in ("float32", "bfloat16")}
 
 
 def seconds_per_token(config: ModelConfig, probed: bool, device: torch.device, dtype: str) -> float:
@@ -182,11 +187,8 @@ def break_even(device: torch.device, gain: float) -> float:
 
 def machine_lines(config: ModelConfig, dtype: str, device: torch.device) -> list[str]:
     """What this machine offers to this model, as a person reads it: matrix rates, threads, and when compiling pays."""
-    rates = {dtype: calibrate.matrix_rate(device, dtype) / 1e9 for dtype in ("float32", "bfloat16")}
-    told = [
-        f"machine  {calibrate.machine_name()}",
-        f"         matrix products at {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}",
-    ]
+    rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in matrix_rates(device).items())
+    told = [f"machine  {calibrate.machine_name()}", f"         matrix products at {rates}"]
     if device.type == "cpu" and count_parameters(config) < PROBED_BELOW:
         speeds = calibrate.speed_by_threads(config, device, dtype)
         most, fastest = max(speeds), max(speeds, key=speeds.get)
