@@ -58,7 +58,8 @@ class Encoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.norm = nn.LayerNorm(width * config.n_embd)
         self.proj = nn.Linear(width * config.n_embd, config.n_embd)
-        self.sharpness, self.doubt = nn.Parameter(torch.tensor(4.0)), nn.Parameter(torch.tensor(3.0))
+        self.sharpness, self.doubt = nn.Parameter(torch.tensor([4.0])), nn.Parameter(torch.tensor([3.0]))  # rows, to be shared out (FSDP)
+        self.register_load_state_dict_pre_hook(rows_of_one)
 
     def reset_parameters(self, std: float) -> None:
         """Blocks begin as the identity; what comes out is as large as the embedding of a word, `std`."""
@@ -74,6 +75,13 @@ class Encoder(nn.Module):
     def words(self, vectors: Tensor, embeddings: Tensor) -> Tensor:
         """How well each vector fits each word: (N, T, C) and embeddings (V, C) to logits (N, T, V)."""
         return self.sharpness * (vectors @ embeddings.T.to(vectors.dtype)) - self.doubt
+
+
+def rows_of_one(encoder: Encoder, state: dict, prefix: str, *_unused) -> None:
+    """Older checkpoints hold these numbers without a dimension."""
+    for name in ("sharpness", "doubt"):
+        if prefix + name in state:
+            state[prefix + name] = state[prefix + name].view(1)
 
 
 class Conv(nn.Module):

@@ -363,10 +363,11 @@ def test_a_resumed_run_has_the_bits_of_a_straight_one(straight, tmp_path, monkey
     assert losses(tmp_path, "b") == losses(tmp_path, "a")
 
 
-def test_two_ranks_have_the_losses_of_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
+def test_two_ranks_have_the_losses_of_one(tmp_path, monkeypatch, fsdp):
     """At a low rate: where a gradient is next to nothing, AdamW's first steps go by a sign that rounding decides."""
     together = {"batch_size": 8, "micro_batch_size": 2, "max_iters": 6, "eval_interval": 3, "optimizer": "adamw", "learning_rate": 1e-4}
-    done = finish(torchrun(tmp_path, *run_flags(tmp_path, "two", **together)))
+    done = finish(torchrun(tmp_path, *run_flags(tmp_path, "two", fsdp=fsdp, **together)))
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(shards, "DATA", tmp_path / "data")
     assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, "one", **together)) == 0
@@ -404,6 +405,14 @@ def test_a_model_of_text_keeps_its_words_when_it_learns_to_see(tmp_path, monkeyp
     first = MultimodalGPT(after.config)
     first.take_over(before.state_dict())
     assert not torch.equal(after.image.proj.weight, first.image.proj.weight)
+
+
+def test_a_checkpoint_from_when_these_numbers_had_no_dimension_is_read():
+    model, other = tiny_model(seed=1), tiny_model(seed=2)
+    old = {name: weight.squeeze() if name.endswith(("sharpness", "doubt")) else weight for name, weight in model.state_dict().items()}
+    assert old["image.sharpness"].ndim == 0
+    other.load_state_dict(old)
+    assert equal(other.state_dict(), model.state_dict())
 
 
 def test_an_encoder_begins_as_loud_as_the_words_it_comes_to():
