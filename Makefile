@@ -33,7 +33,7 @@ generate: runtime ## Write text with the newest model (ARGS="--prompt 'Once upon
 
 info: ARGS ?= --preset quick
 info: runtime ## Configuration, parameters, memory, and what this machine offers
-	@$(PY) train_cli.py plan $(ARGS)
+	@$(PY) train_cli.py plan --measure $(ARGS)
 
 serve: HOST ?= 127.0.0.1
 serve: PORT ?= 8000

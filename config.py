@@ -216,6 +216,9 @@ class TrainConfig:
     compile: str = setting(
         "auto", "torch.compile: auto uses it where it pays back within the run", ("auto", "on", "off")
     )
+    attention: str = setting(
+        "auto", "torch's implementation of attention; auto takes the fastest by trying each", ("auto", "flash", "cudnn", "efficient", "math")
+    )
     checkpoint_activations: bool = setting(
         False, "recompute the blocks' activations in the backward: less memory, a third more arithmetic"
     )

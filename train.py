@@ -408,6 +408,7 @@ class Trainer:
             "world": self.ranks.world,
             "dtype": self.plan.dtype,
             "optimizer": self.plan.optimizer,
+            "attention": self.plan.attention,
             "threads": torch.get_num_threads(),
         }
         resumed_from = self.training_state() if training else None

@@ -39,7 +39,8 @@ from training.verbs import average, consolidate, export, import_  # noqa: E402
 EXIT = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = {  # what a resumed run may do otherwise than before
     "preset", "time", "max_iters", "eval_interval", "eval_tokens", "patience", "save_interval", "keep", "sample_tokens",
-    "device", "compile", "out_dir", "log_dir", "run", "resume", "verify_resume", "progress", "micro_batch_size", "threads",
+    "device", "compile", "attention", "out_dir", "log_dir", "run", "resume", "verify_resume", "progress", "micro_batch_size",
+    "threads",
 }  # fmt: skip
 
 
@@ -99,6 +100,8 @@ def parse_training(verb: str, argv: list[str]) -> dict[str, Any]:
         action="store_true",
         help="show the presets with their size and time on this machine",
     )
+    if verb == "plan":
+        parser.add_argument("--measure", action="store_true", help="compile the model once, to know what that is worth here")
     add_flags(parser, TrainConfig, MediaModelConfig)
     return vars(parser.parse_args(argv))
 
@@ -162,6 +165,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             say(sizing.line(values, config))
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
         told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
+        held.enter_context(calibrate.attending(told.attention))
         if config.fsdp:
             model = build.make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
         else:
@@ -285,7 +289,7 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
             'pass --time, or --time "" to count steps.'
         )
     provenance = saved["provenance"]
-    kept = {"dtype": provenance["dtype"], "optimizer": provenance["optimizer"], "threads": provenance["threads"]}
+    kept = {name: provenance[name] for name in ("dtype", "optimizer", "attention", "threads") if name in provenance}
     if provenance["world"] == ranks.world:
         kept["micro_batch_size"] = saved["training"]["progress"]["micro_batch"]
     values = {**was, **kept, **changed, "resume": True}
@@ -494,6 +498,7 @@ def show_samples(folder: Path, corpus) -> None:
 def make_plan_only(argv: list[str]) -> int:
     """Shows what a run would take, and trains nothing."""
     given = parse_training("plan", argv)
+    measure = given.pop("measure")
     if given.pop("list_presets"):
         return list_presets()
 
@@ -512,7 +517,7 @@ def make_plan_only(argv: list[str]) -> int:
     model_config = take(shape_of(values), values)
     told = plan.make_plan(model_config, config, ranks)
     print("config   " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model_config).items()))
-    for line in [*plan.machine_lines(model_config, told.dtype, ranks.device), *told.lines()]:
+    for line in [*plan.machine_lines(model_config, told.dtype, ranks.device, measure), *told.lines()]:
         print(line)
     return 0
 

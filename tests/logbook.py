@@ -26,7 +26,7 @@ class Logbook:
 
     def start(self) -> Logbook:
         plan = Plan(
-            parameters=1_234_567, dtype="float32", optimizer=self.config.optimizer, compile=False, micro_batch_size=8,
+            parameters=1_234_567, dtype="float32", optimizer=self.config.optimizer, compile=False, attention="flash", micro_batch_size=8,
             micro_steps=1, memory_bytes=2**29, free_bytes=2**33, flops_per_token=1e6, tokens_per_step=1024,
             tokens_per_second=1000.0, steps=self.config.max_iters, seconds=100.0, epochs=0.5, warnings=["a word of warning"],
         )  # fmt: skip

@@ -194,7 +194,7 @@ def line_trainer(
     task = task or LineTask(config.batch_size)
     kind = config.optimizer
     plan = Plan(
-        parameters=72, dtype="float32", optimizer=kind, compile=False, micro_batch_size=micro or config.batch_size,
+        parameters=72, dtype="float32", optimizer=kind, compile=False, attention="flash", micro_batch_size=micro or config.batch_size,
         micro_steps=1, memory_bytes=0, free_bytes=0, flops_per_token=1, tokens_per_step=config.batch_size,
         tokens_per_second=1e6, steps=config.max_iters, seconds=1, epochs=0,
     )  # fmt: skip

@@ -240,11 +240,54 @@ def test_what_the_machine_offers_is_told(measured):
     told = "\n".join(plan.machine_lines(modern, "float32", CPU))
     assert asked == [6, 3, 1, 6, 3, 1, 6]
     assert "with 6: 6: 100 %, 3: 200 %, 1: 50 %; --threads 3 would be faster" in told
-    pays = plan.break_even(CPU, plan.gain_of(modern, CPU))
-    assert f"pays in runs of {plan.duration(pays)} and more" in told
-    assert not plan.choose_compile("auto", pays * 0.99, CPU, plan.gain_of(modern, CPU))
-    assert plan.choose_compile("auto", pays * 1.01, CPU, plan.gain_of(modern, CPU))
-    assert "gains nothing for a classic model" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
+    guessed = calibrate.compiling(modern, CPU, "float32")
+    assert not guessed.measured
+    assert f"pays in runs of {plan.duration(guessed.break_even)} and more" in told
+    assert not plan.choose_compile("auto", guessed.break_even * 0.99, CPU, guessed)
+    assert plan.choose_compile("auto", guessed.break_even * 1.01, CPU, guessed)
+    assert "gains nothing for this model" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
+
+
+def test_what_compiling_was_seen_to_be_worth_decides_from_then_on(measured):
+    measured.setattr(calibrate, "has_compiler", lambda _: True)
+    config = TrainConfig(time="2h")
+    assert not plan.make_plan(TINY, config, ONE).compile
+    measured.setattr(calibrate, "measure_compiling", lambda *_: {"seconds": 7.0, "gain": 2.0})
+    assert not calibrate.compiling(TINY, CPU, "float32").measured  # nobody asked for it
+    told = "\n".join(plan.machine_lines(TINY, "float32", CPU, measure=True))
+    assert "7 s for steps 2.00 times as fast (as measured here): pays in runs of 28 s and more" in told
+    measured.setattr(calibrate, "measure_compiling", None)
+    assert plan.make_plan(TINY, config, ONE).compile
+    assert not plan.make_plan(TINY, TrainConfig(time="27s"), ONE).compile
+    other = ModelConfig(vocab_size=64, n_layer=2, n_head=1, n_embd=16, block_size=16)
+    assert not plan.make_plan(other, config, ONE).compile  # another shape is worth something else
+
+
+@pytest.mark.skipif(not calibrate.has_compiler(CPU), reason="no compiler here")
+def test_compiling_is_measured_by_compiling():
+    found = calibrate.measure_compiling(TINY, CPU, "float32")
+    assert found["seconds"] > 0.05  # a first call that compiles is no ordinary one
+    assert 0.05 < found["gain"] < 20
+
+
+def test_attention_is_tried_and_the_fastest_is_taken(measured):
+    speeds = calibrate.measure_attention(TINY, CPU, "bfloat16")
+    assert set(speeds) == {"flash", "math"}  # a processor has no others
+    measured.setattr(calibrate, "measure_attention", lambda *_: {"flash": 1.0, "math": 3.0})
+    assert plan.make_plan(TINY, TrainConfig(), ONE).attention == "math"
+    assert plan.make_plan(TINY, TrainConfig(attention="flash"), ONE).attention == "flash"
+    assert "attention flash: 33 %, math: 100 % of the fastest's speed" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
+    with pytest.raises(UserError, match="--attention cudnn is not to be had for float32 on cpu.*: pass flash, math or auto"):
+        plan.make_plan(TINY, TrainConfig(attention="cudnn"), ONE)
+
+
+@pytest.mark.parametrize("name, kernel", [("flash", "flash_attention"), ("math", "attention_math")])
+def test_attention_is_computed_as_was_chosen(name, kernel):
+    q = torch.randn(1, 2, 8, 16)
+    for how in ({"is_causal": True}, {"attn_mask": torch.ones(8, 8, dtype=torch.bool)}):
+        with calibrate.attending(name), torch.profiler.profile() as profile:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, **how)
+        assert any(kernel in event.key for event in profile.key_averages())
 
 
 # ---- calibration

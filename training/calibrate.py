@@ -9,30 +9,37 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config import DATA, ModelConfig
-from model import GPT
+from model import GPT, slow_in_bfloat16
 
 MEMORY = DATA / "machine.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = {
+    "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}  # fmt: skip
+COMPILE_SECONDS = {"cpu": 20.0, "cuda": 60.0}  # that torch.compile costs the first time, about
+COMPILE_GAIN = {("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least; elsewhere none
 
 
 def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | float | str:
     """A measurement of this machine, made the first time it is asked for."""
-    key = f"{machine_name()} | {name}"
-    try:
-        known = json.loads(MEMORY.read_text())
-    except (OSError, ValueError):
-        known = {}
+    key, known = f"{machine_name()} | {name}", memories()
     if key not in known:
         known[key] = measure()
         try:
@@ -43,6 +50,18 @@ def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | f
         except OSError:
             pass  # a read-only checkout measures each time
     return known[key]
+
+
+def is_known(name: str) -> bool:
+    """Whether this machine has been measured so."""
+    return f"{machine_name()} | {name}" in memories()
+
+
+def memories() -> dict[str, dict | float | str]:
+    try:
+        return json.loads(MEMORY.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def machine_name() -> str:
@@ -114,18 +133,97 @@ def shape_name(config: ModelConfig) -> str:
 
 
 def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
+    work, tokens = forward_and_backward(config, device, dtype)
+    work()
+    return min(timed(work, device) for _ in range(2)) / tokens
+
+
+def forward_and_backward(
+    config: ModelConfig, device: torch.device, dtype: str, compiled: bool = False
+) -> tuple[Callable[[], None], int]:
+    """One pass of a fresh model of this shape over a small batch, and how many tokens that has."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = GPT(config).to(device)
         rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
         idx = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
+    if compiled:
+        model.trunk = torch.compile(model.run_blocks)
 
     def work() -> None:
         with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
             loss = model(idx, idx)
         loss.backward()
 
-    work()
-    return min(timed(work, device) for _ in range(2)) / idx.numel()
+    return work, idx.numel()
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """What `torch.compile` is worth to a model: the seconds that it takes once, and how many times as fast a step is then."""
+
+    seconds: float
+    gain: float
+    measured: bool = False
+
+    @property
+    def break_even(self) -> float:
+        """Seconds of a run without it from which it pays: then it saves twice what it costs."""
+        return 2 * self.seconds / (1 - 1 / self.gain) if self.gain > 1 else math.inf
+
+
+def compiling(config: ModelConfig, device: torch.device, dtype: str, measure: bool = False) -> Compiling:
+    """As this machine measured it, now if it has to be with `measure`, which takes as long as compiling does; else as it is anywhere, at
+    least."""
+    what = f"compiling {device.type} {dtype} {shape_name(config)}"
+    if measure or is_known(what):
+        return Compiling(**remembered(what, lambda: measure_compiling(config, device, dtype)), measured=True)
+    return Compiling(COMPILE_SECONDS.get(device.type, 60.0), COMPILE_GAIN.get((device.type, config.architecture), 1.0))
+
+
+def measure_compiling(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
+    eager, _ = forward_and_backward(config, device, dtype)
+    compiled, _ = forward_and_backward(config, device, dtype, compiled=True)
+    eager()
+    first = timed(compiled, device)
+    turns = [(timed(eager, device), timed(compiled, device)) for _ in range(5)]  # in turn: other load meets both
+    slow, fast = (min(each) for each in zip(*turns, strict=True))
+    return {"seconds": first - fast, "gain": slow / fast}
+
+
+def attention_speeds(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
+    """Calls a second of this model's attention, forward and backward, by each of torch's implementations that takes it here."""
+    what = f"attention {device.type} {dtype} {config.n_head} {config.n_kv_head} {config.block_size} {config.head_dim}"
+    return remembered(what, lambda: measure_attention(config, device, dtype))
+
+
+def measure_attention(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
+    rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
+    own = torch.Generator(device)
+
+    def heads(n: int) -> torch.Tensor:
+        x = torch.randn(rows, n, config.block_size, config.head_dim, device=device, dtype=DTYPES[dtype], generator=own)
+        return (x.float() if slow_in_bfloat16(x) else x).requires_grad_()
+
+    q, k, v = heads(config.n_head), heads(config.n_kv_head), heads(config.n_kv_head)
+    how = {"is_causal": True, "enable_gqa": config.n_kv_head != config.n_head}
+
+    def work() -> None:
+        F.scaled_dot_product_attention(q, k, v, **how).backward(q.detach())
+
+    speeds = {}
+    for name, backend in ATTENTION.items() if device.type in ("cpu", "cuda") else [("math", SDPBackend.MATH)]:
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings(action="ignore"), sdpa_kernel(backend):
+            work()  # one that this machine, this dtype or this shape does not have says so
+            speeds[name] = 1 / min(timed(work, device) for _ in range(4))
+    return speeds
+
+
+def attending(name: str) -> AbstractContextManager:
+    """A context in which attention is computed by this implementation, and what it does not take (a mask, say) by another one."""
+    order = [ATTENTION[name]]
+    if name != "math":  # which takes everything
+        order += [backend for backend in ATTENTION.values() if backend not in order]
+    return sdpa_kernel(order, set_priority=True)
 
 
 def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> dict[int, float]:

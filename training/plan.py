@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,8 +16,6 @@ from training.distributed import Ranks
 from training.optim import muon_share
 from training.units import count, duration, size
 
-COMPILING = {"cpu": 20.0, "cuda": 60.0}  # seconds that torch.compile costs the first time, about
-GAIN = {("cpu", "classic"): 1.0, ("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least
 PROBED_BELOW = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long, and may not fit one GPU
 
 
@@ -28,6 +27,7 @@ class Plan:
     dtype: str
     optimizer: str
     compile: bool
+    attention: str
     micro_batch_size: int
     micro_steps: int
     memory_bytes: int
@@ -45,7 +45,7 @@ class Plan:
         """The plan as a person reads it."""
         length = "compiled" if self.compile else "eager"
         return [
-            f"model    {count(self.parameters)} parameters · {self.dtype} · {self.optimizer} · {length}",
+            f"model    {count(self.parameters)} parameters · {self.dtype} · {self.optimizer} · {length} · {self.attention} attention",
             f"memory   about {size(self.memory_bytes)} of {size(self.free_bytes)} free · micro-batch {self.micro_batch_size} × {self.micro_steps}",
             f"run      {self.steps:,} steps of {self.tokens_per_step:,} tokens · {count(self.steps * self.tokens_per_step)} tokens"
             + (f" · {self.epochs:.1f} epochs" if self.epochs else ""),
@@ -93,11 +93,11 @@ def make_plan(
     budget = seconds(config.time) if config.time else 0.0
     steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
     expected = budget or steps * tokens_per_step / speed
-    gain = gain_of(model_config, device)
-    compiled = choose_compile(config.compile, expected, device, gain)
+    compiling = calibrate.compiling(model_config, device, dtype)
+    compiled = choose_compile(config.compile, expected, device, compiling)
     if compiled and not budget:
-        expected = expected / gain + COMPILING[device.type]
-        speed *= gain
+        expected = expected / compiling.gain + compiling.seconds
+        speed *= compiling.gain
     needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world)
     free = calibrate.free_memory(device)
     whole_gradients = 4 * parameters if config.fsdp and micro < share_of_rank else 0
@@ -107,6 +107,7 @@ def make_plan(
         dtype=dtype,
         optimizer=optimizer,
         compile=compiled,
+        attention=choose_attention(config.attention, model_config, device, dtype),
         micro_batch_size=micro,
         micro_steps=share_of_rank // micro,
         memory_bytes=needed + (whole_gradients if room else 0),
@@ -164,7 +165,21 @@ def choose_micro_batch(
     return max(fits, default=1)
 
 
-def choose_compile(wanted: str, expected: float, device: torch.device, gain: float) -> bool:
+def choose_attention(wanted: str, config: ModelConfig, device: torch.device, dtype: str) -> str:
+    """The implementation of attention that is fastest here.
+
+    Raises:
+        UserError: when one was asked for that this machine, dtype or shape does not have.
+    """
+    speeds = calibrate.attention_speeds(config, device, dtype)
+    if wanted not in ("auto", *speeds):
+        raise UserError(
+            f"--attention {wanted} is not to be had for {dtype} on {device.type} with heads of {config.head_dim}: pass {', '.join(speeds)} or auto."
+        )
+    return max(speeds, key=speeds.get) if wanted == "auto" else wanted
+
+
+def choose_compile(wanted: str, expected: float, device: torch.device, compiling: calibrate.Compiling) -> bool:
     """Whether `torch.compile` wins back its own time within the run.
 
     Raises:
@@ -177,37 +192,37 @@ def choose_compile(wanted: str, expected: float, device: torch.device, gain: flo
         )
     if wanted != "auto" or not able:
         return wanted == "on"
-    return expected > break_even(device, gain)
+    return expected > compiling.break_even
 
 
-def break_even(device: torch.device, gain: float) -> float:
-    """Seconds of a run without compiling from which it pays: then it saves twice what it costs."""
-    return 2 * COMPILING[device.type] / (1 - 1 / gain) if gain > 1 else math.inf
-
-
-def machine_lines(config: ModelConfig, dtype: str, device: torch.device) -> list[str]:
-    """What this machine offers to this model, as a person reads it: matrix rates, threads, and when compiling pays."""
+def machine_lines(config: ModelConfig, dtype: str, device: torch.device, measure: bool = False) -> list[str]:
+    """What this machine offers to this model, as a person reads it: matrix rates, threads, attention, and when compiling pays, which
+    is found out by doing it once with `measure`."""
     rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in matrix_rates(device).items())
     told = [f"machine  {calibrate.machine_name()}", f"         matrix products at {rates}"]
-    if device.type == "cpu" and count_parameters(config) < PROBED_BELOW:
+    small = count_parameters(config) < PROBED_BELOW
+    if device.type == "cpu" and small:
         speeds = calibrate.speed_by_threads(config, device, dtype)
         most, fastest = max(speeds), max(speeds, key=speeds.get)
         advice = f"; --threads {fastest} would be faster" if speeds[fastest] > 1.05 * speeds[most] else ""
-        shares = ", ".join(f"{n}: {100 * speed / speeds[most]:.0f} %" for n, speed in speeds.items())
-        told.append(f"threads  of this model's speed with {most}: {shares}{advice}")
-    pays = break_even(device, gain_of(config, device))
+        told.append(f"threads  of this model's speed with {most}: {in_hundredths(speeds, speeds[most])}{advice}")
+    speeds = calibrate.attention_speeds(config, device, dtype)
+    told.append(f"attention {in_hundredths(speeds, max(speeds.values()))} of the fastest's speed")
     if not calibrate.has_compiler(device):
-        told.append("compile  never: there is no compiler here")
-    elif pays == math.inf:
-        told.append(f"compile  gains nothing for a {config.architecture} model on this device")
+        return [*told, "compile  never: there is no compiler here"]
+    compiling = calibrate.compiling(config, device, dtype, measure and small)
+    how = "as measured here" if compiling.measured else "about; make info measures it"
+    if compiling.break_even == math.inf:
+        told.append(f"compile  gains nothing for this model on this device ({how})")
     else:
-        told.append(f"compile  pays in runs of {duration(pays)} and more")
+        gain = f"{duration(compiling.seconds)} for steps {compiling.gain:.2f} times as fast"
+        told.append(f"compile  {gain} ({how}): pays in runs of {duration(compiling.break_even)} and more")
     return told
 
 
-def gain_of(config: ModelConfig, device: torch.device) -> float:
-    """How much faster a compiled step is, at least."""
-    return GAIN.get((device.type, config.architecture), 1.0)
+def in_hundredths(speeds: dict[Any, float], whole: float) -> str:
+    """Each as a share of the whole: "flash: 100 %, math: 41 %"."""
+    return ", ".join(f"{name}: {100 * speed / whole:.0f} %" for name, speed in speeds.items())
 
 
 def gathered(config: ModelConfig, parameters: int) -> int:
