@@ -35,6 +35,7 @@ def main() -> None:
         "soak": [],
         "quick": [],
         "planner": [],
+        "transfer": [],
         "startup": runs,
         "growth": runs,
         "ablations": text + runs if args.text else None,

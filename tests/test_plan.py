@@ -277,7 +277,7 @@ def test_attention_is_tried_and_the_fastest_is_taken(measured):
     assert plan.make_plan(TINY, TrainConfig(), ONE).attention == "math"
     assert plan.make_plan(TINY, TrainConfig(attention="flash"), ONE).attention == "flash"
     assert "attention flash: 33 %, math: 100 % of the fastest's speed" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
-    with pytest.raises(UserError, match="--attention cudnn is not to be had for float32 on cpu.*: pass flash, math or auto"):
+    with pytest.raises(UserError, match=r"--attention cudnn is not to be had for float32 on cpu.*: pass flash, math or auto"):
         plan.make_plan(TINY, TrainConfig(attention="cudnn"), ONE)
 
 
