@@ -59,6 +59,7 @@ class ModelConfig:
     )
     block_size: int = setting(512, "the context: how many tokens the model sees at once")
     dropout: float = setting(0.0, "share of activations dropped in training, 0 to 1")
+    word_dropout: float = setting(0.0, "share of tokens hidden in training from what goes on with them, 0 to 1")
     tied_head: bool = setting(True, "the output head shares the token embedding's matrix")
     rope_theta: float = setting(10000.0, "base of the rotary positions (modern only)")
     norm_eps: float = setting(0.0, "epsilon of the norms; 0 means 1e-5 (classic), 1e-6 (modern)")
@@ -101,8 +102,9 @@ class ModelConfig:
             )
         if not modern and (self.n_kv_head != self.n_head or self.head_dim * self.n_head != self.n_embd):
             raise UserError("n_kv_head and head_dim belong to --architecture modern; leave them at 0 for classic.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it is a share from 0 up to, but not including, 1.")
+        for name in ("dropout", "word_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share from 0 up to, but not including, 1.")
 
 
 @dataclass

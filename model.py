@@ -292,10 +292,17 @@ class GPT(nn.Module):
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
         run = self.trunk if self.training else self.run_blocks
-        x = run(self.wte(idx) if x is None else x, cache)
+        x = run(self.hide(self.wte(idx) if x is None else x), cache)
         if cache is not None:
             cache.advance(idx.size(1))
         return x
+
+    def hide(self, x: Tensor) -> Tensor:
+        """In training some tokens are read as nothing, so that what follows is foreseen from the others too: a text that comes again and
+        again is learned by heart more slowly (word dropout: Bowman et al. 2016, arXiv:1511.06349, section 3.1). (B, T, C) to (B, T, C)."""
+        if not (self.training and self.config.word_dropout):
+            return x
+        return x * (torch.rand(x.shape[:2], device=x.device) >= self.config.word_dropout)[..., None]
 
     def logits(self, x: Tensor) -> Tensor:
         """The head alone: (..., C) to (..., V)."""

@@ -314,7 +314,7 @@ def shape_of(values: dict[str, Any]) -> type[ModelConfig]:
 
 def started_settings(start: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that starts from another model: its shape, and what it takes in beside what was asked for."""
-    shape = {name: value for name, value in start["config"].items() if name not in ("kind", "dropout", "modalities")}
+    shape = {name: value for name, value in start["config"].items() if name not in ("kind", "dropout", "word_dropout", "modalities")}
     kinds = [*start["config"].get("modalities", "").split(","), *values.get("modalities", "").split(",")]
     return {**values, **shape, "modalities": ",".join(dict.fromkeys(filter(None, map(str.strip, kinds))))}
 

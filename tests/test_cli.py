@@ -118,7 +118,7 @@ BAD = {
     )},
     **{name: ["0", "-1", "nan", "inf", ""] for name in ("learning_rate", "muon_learning_rate")},
     **{name: ["-0.1", "1.5", "nan", "inf"] for name in (
-        "val_fraction", "warmup", "decay", "final_rate", "ema", "dropout", "beta1", "beta2",
+        "val_fraction", "warmup", "decay", "final_rate", "ema", "dropout", "word_dropout", "beta1", "beta2",
     )},
     **{name: ["-1", "nan", "inf"] for name in ("weight_decay", "grad_clip", "rope_theta", "norm_eps", "embedding_std")},
     "time": ["soon", "-5s", "0s", "5 years", "nan"],

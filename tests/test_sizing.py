@@ -51,7 +51,7 @@ def test_a_small_text_gets_a_small_model_however_long_it_may_take():
 
 def test_a_text_that_is_read_often_is_forgotten_more():
     once, often, endlessly = (chosen(600, tokens=tokens) for tokens in (1e9, 1e6, 1e4))
-    assert not once["dropout"] and often["dropout"]
+    assert not once["dropout"] and not once["word_dropout"] and often["dropout"] and often["word_dropout"]
     assert once["weight_decay"] == 0.01 < often["weight_decay"] <= endlessly["weight_decay"] == sizing.MOST_DECAY
 
 

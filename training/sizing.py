@@ -8,8 +8,8 @@ The rule, in the order in which it is applied:
     tokens  seen again, tokens teach less: of a text as many count as `fresh` says (Muennighoff et al. 2023, arXiv:2305.16264)
     batch   grows with the root of the run's tokens (Zhang et al. 2024, arXiv:2410.21676)
     rates   grow with the root of the batch; AdamW's falls with the root of the width, Muon's does not depend on it
-    forget  a text that comes again and again is learned by heart: the weights decay the more, the more often it comes, and dropout helps
-            (decay thirty times the usual is best where data run out: Kim et al. 2025, arXiv:2509.14786)
+    forget  a text that comes again and again is learned by heart: the weights decay the more, the more often it comes, and dropout helps,
+            of activations and of words (decay thirty times the usual is best where data run out: Kim et al. 2025, arXiv:2509.14786)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AGAIN = 15.0  # epochs after which a text has taught most of what it will (Muenn
 BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # the run by which the rule was set: tokens of a step, tokens in all, width,
 RATE, MUON_RATE = 1e-2, 0.02  # and its rates; one minute of WikiText-2 on two cores
 DECAY, LEAST_DECAY, MOST_DECAY = 0.02, 0.01, 0.3  # weight decay for each time that a text is read, at least and at most,
-OFTEN = 3.0  # and so many times make dropout worth its while: seven and thirteen readings of one megabyte of WikiText-2
+OFTEN = 3.0  # and so many times make dropout worth its while: seven to fifteen readings of one megabyte of WikiText-2
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
 }  # fmt: skip
@@ -121,10 +121,11 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
     total = planned(depth)
     rows = max(world, 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block))))
     larger, epochs = math.sqrt(rows * block / BATCH), total / tokens
+    dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
         "learning_rate": RATE * larger * math.sqrt(WIDTH / (64 * depth)), "muon_learning_rate": MUON_RATE * larger,
-        "dropout": 0.1 if epochs > OFTEN else 0.0, "weight_decay": round(min(MOST_DECAY, max(LEAST_DECAY, DECAY * epochs)), 3),
+        "dropout": dropped, "word_dropout": dropped, "weight_decay": round(min(MOST_DECAY, max(LEAST_DECAY, DECAY * epochs)), 3),
     }  # fmt: skip
     return found if budget else found | {"max_iters": max(1, round(total / (rows * block)))}
 
