@@ -253,7 +253,7 @@ class TrainConfig:
             "batch_size": (1, 2**20), "max_iters": (1, most), "eval_interval": (1, most), "keep": (1, most),
             "micro_batch_size": (0, 2**20), "n_stories": (20, 10**9), "eval_tokens": (0, most), "patience": (0, most),
             "save_interval": (0, most), "sample_tokens": (0, 10**6), "threads": (0, 2**12), "seed": (0, 2**63 - 1),
-            "weight_decay": (0, 100), "grad_clip": (0, most), "depth": (0, DEEPEST),
+            "weight_decay": (0, 100), "grad_clip": (0, most), "depth": (0, DEEPEST), "augment": (0, 2),
         }  # fmt: skip
         check_limits(self, limits)
         for name in ("learning_rate", "muon_learning_rate"):

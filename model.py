@@ -299,10 +299,16 @@ class GPT(nn.Module):
 
     def hide(self, x: Tensor) -> Tensor:
         """In training some tokens are read as nothing, so that what follows is foreseen from the others too: a text that comes again and
-        again is learned by heart more slowly (word dropout: Bowman et al. 2016, arXiv:1511.06349, section 3.1). (B, T, C) to (B, T, C)."""
+        again is learned by heart more slowly (word dropout: Bowman et al. 2016, arXiv:1511.06349, section 3.1). (B, T, C) to (B, T, C).
+
+        The first is always read: where all that a place can look at is nothing, it stays nothing through all blocks, and the norms
+        make its gradient a thousand times larger at each.
+        """
         if not (self.training and self.config.word_dropout):
             return x
-        return x * (torch.rand(x.shape[:2], device=x.device) >= self.config.word_dropout)[..., None]
+        hidden = torch.rand(x.shape[:2], device=x.device) < self.config.word_dropout
+        hidden[:, 0] = False
+        return x.masked_fill(hidden[..., None], 0)
 
     def logits(self, x: Tensor) -> Tensor:
         """The head alone: (..., C) to (..., V)."""

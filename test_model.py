@@ -175,6 +175,7 @@ def test_hidden_words_are_read_as_nothing_and_only_in_training():
     assert torch.equal(model.eval().hide(x), x)
     left = model.train().hide(x)[..., 0]  # (B, T)
     assert set(left.unique().tolist()) == {0.0, 1.0}
+    assert left[:, 0].all()
     assert abs(left.mean().item() - 0.75) < 0.03  # four deviations of 3,200 coins
 
 

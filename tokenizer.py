@@ -258,20 +258,25 @@ class StreamDecoder:
     """Turns ids into text as they come, holding back the bytes of a character that is not whole yet."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.held = tokenizer, []
+        self.tokenizer = tokenizer
+        self.half: list[int] = []  # an id that made no bytes, as half a byte does: the next one may
+        self.held = b""  # the beginning of a character
 
     def push(self, *ids: int) -> str:
         """The text that has become certain with these ids."""
         return "".join(self._push(i) for i in ids)
 
     def _push(self, i: int) -> str:
-        self.held.append(i)
-        raw = self.tokenizer.decode_bytes(self.held)
-        return self.flush() if raw and not unfinished(raw) else ""
+        new = self.tokenizer.decode_bytes([*self.half, i])
+        self.half = [] if new else [i]
+        raw = self.held + new
+        whole = len(raw) - unfinished(raw)
+        self.held = raw[whole:]
+        return raw[:whole].decode("utf-8", errors="replace")
 
     def flush(self) -> str:
         """What was held back, whole or not."""
-        text, self.held = self.tokenizer.decode(self.held), []
+        text, self.half, self.held = self.held.decode("utf-8", errors="replace"), [], b""
         return text
 
 

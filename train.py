@@ -409,6 +409,7 @@ class Trainer:
             "dtype": self.plan.dtype,
             "optimizer": self.plan.optimizer,
             "attention": self.plan.attention,
+            "compile": "on" if self.plan.compile else "off",
             "threads": torch.get_num_threads(),
         }
         resumed_from = self.training_state() if training else None
@@ -449,6 +450,12 @@ class Trainer:
         self.progress = Progress(**saved["progress"])
         self.budget = saved["budget"]
         self.saved_step = self.numbered_step = self.progress.step
+
+    def remember_best(self) -> None:
+        """An earlier sitting may have found its last weights to be the best when it ended, after its last checkpoint was written."""
+        step, loss = self.files.best_so_far() or (-1, math.inf)
+        if step <= self.progress.step and loss < self.progress.best:
+            self.progress.best_step, self.progress.best = step, loss
 
     def save_last(self) -> None:
         if self.saved_step == self.progress.step:
@@ -530,7 +537,9 @@ def final_score(trainer: Trainer) -> Score:
         trainer.average.swap()
     score = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())
     trainer.log.event("evaluation", step=state.step, **asdict(score))
-    if not score.loss <= state.best and (held := trainer.files.best()):  # also where the last loss is NaN
+    part = trainer.evaluation_limit()  # by which the best so far was found
+    here = trainer.task.evaluate(model, limit=part, autocast=trainer.autocast()) if part else score
+    if not here.loss <= state.best and (held := trainer.files.best()):  # also where the last loss is NaN
         last = {name: weight.clone() for name, weight in weights(model).items()}
         set_weights(model, held)
         best = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())

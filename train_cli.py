@@ -185,6 +185,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             checkpoint.clean_temporaries(folder)
         if saved:
             trainer.restore(files.fill(saved, path))
+            trainer.remember_best()
             trainer.progress.micro_batch = told.micro_batch_size
             if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
                 trainer.budget = 0.0
@@ -275,12 +276,14 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
             f"this run has settings that this version does not know ({', '.join(unknown)}): resume it with the version that began it, "
             f"{saved['provenance']['code']}, or a later one; or start a new run from its weights with --init_from."
         )
+    began = vars(take(TrainConfig, {})) | vars(take(MediaModelConfig, {})) | was  # a setting that it did not know yet had its default
     for name, value in given.items():
         if name == "vocab_size" and value in (0, saved["provenance"]["asked_vocab_size"]):
             continue
-        if name in was and name not in MAY_CHANGE and value != was[name]:
+        if name in began and name not in MAY_CHANGE and value != began[name]:
             raise UserError(
-                f"{name} is {value!r} but the run was started with {was[name]!r}: leave --{name} out to resume, or start a new run without --resume."
+                f"{name} is {value!r} but the run was started with {began[name]!r}: leave --{name} out to resume, "
+                "or start a new run without --resume."
             )
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     if "max_iters" in changed and "time" not in changed and was["time"]:
@@ -289,7 +292,9 @@ def resumed_settings(saved: dict, given: dict[str, Any], ranks) -> tuple[TrainCo
             'pass --time, or --time "" to count steps.'
         )
     provenance = saved["provenance"]
-    kept = {name: provenance[name] for name in ("dtype", "optimizer", "attention", "threads") if name in provenance}
+    kept = {name: provenance[name] for name in ("dtype", "optimizer", "compile", "attention", "threads") if name in provenance}
+    if "device" in given:
+        kept.pop("attention", None)  # another device may not have it
     if provenance["world"] == ranks.world:
         kept["micro_batch_size"] = saved["training"]["progress"]["micro_batch"]
     values = {**was, **kept, **changed, "resume": True}
@@ -351,7 +356,10 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     from sources import find_source
 
     if (Path(config.data) / "meta.json").exists():
-        return open_corpus(Path(config.data)), config
+        corpus = open_corpus(Path(config.data))
+        if before and corpus.tokenizer.to_dict() != tokenizers.from_dict(before["tokenizer"]).to_dict():
+            raise UserError(f"the shards in {config.data} have another tokenizer than the model to start from: pass the text itself as --data.")
+        return corpus, config
     if values.get("modalities"):
         from multimodal.run import find_corpus as find_media
 

@@ -108,11 +108,11 @@ class Scheduler:
             Busy: with the time after which to come again.
         """
         free = len(self.slots) - len(self.running)
-        in_line = max(0, len(self.waiting) - free)  # who will find a slot free does not wait
-        tokens = self.waiting_tokens
+        in_line = [each.prompt_length for each in tuple(self.waiting)[free:]]  # who will find a slot free does not wait
+        tokens = sum(in_line)
         if len(self.waiting) - free >= self.most_waiting:
-            told = f"{in_line} requests are waiting, which is all the queue holds"
-        elif self.waiting and tokens + request.prompt_length > self.most_tokens:
+            told = f"{len(in_line)} requests are waiting, which is all the queue holds"
+        elif in_line and tokens + request.prompt_length > self.most_tokens:
             told = f"the prompts that are waiting have {tokens} tokens, and with this one's {request.prompt_length} more than the queue holds"
         else:
             return

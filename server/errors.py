@@ -25,6 +25,7 @@ from tokenizer import to_bytes
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 MOST_TOLD = 3  # mistakes that one message names
+MOST_READ = 100  # of a body's mistakes: to put many thousands into words would take seconds, from everyone
 UNION_MEMBERS = {"str", "int", "float", "bool", "constrained-str"}  # pydantic puts these into the place of a mistake
 log = logging.getLogger("server")
 
@@ -139,7 +140,7 @@ def methods(request: Request) -> list[str]:
 
 async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     """Fields that are missing, unknown or wrong: 422; a body that is no JSON: 400."""
-    mistakes = error.errors()
+    mistakes = error.errors()[:MOST_READ]
     if mistakes[0]["type"] == "json_invalid":
         reason, place = mistakes[0]["ctx"]["error"], mistakes[0]["loc"][-1]
         return ApiError(400, f"the body is no JSON: {reason} at character {place}.", code="invalid_json").response()

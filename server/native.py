@@ -159,6 +159,10 @@ def check(sent: GenerateRequest, settings: Settings, engine: Engine, most: int) 
     if settings.max_new_tokens > most:
         message = f"max_new_tokens is {settings.max_new_tokens}; this server writes up to {most}."
         raise ApiError(422, message, param="max_new_tokens")
+    longest = engine.block_size + most
+    if len(settings.prefix_ids) > longest:
+        message = f"prefix_ids has a length of {len(settings.prefix_ids)}: it must be {longest} at most for this model."
+        raise ApiError(422, message, param="prefix_ids")
     for name in ("logit_bias", "stop_ids", "prefix_ids"):
         if strange := [i for i in getattr(settings, name) if i >= engine.tokenizer.vocab_size]:
             last = engine.tokenizer.vocab_size - 1

@@ -18,6 +18,7 @@ from inference.request import Piece
 from server import answer
 from server.auth import Caller
 from server.bridge import Generation
+from server.errors import ApiError
 from server.openai_schemas import Options
 from server.openai_texts import Text
 from server.stream import EventStream
@@ -58,6 +59,7 @@ async def respond(
     Raises:
         ApiError: when the queue is full or the model fails, before anything was answered.
     """
+    check_room(engine, [len(text.ids) for text in texts])
     envelope, prompts = Envelope(engine, texts[0], more), len(texts) // body.choices
     if body.stream:
         return EventStream(events(request, envelope, texts, who, prompts if body.include_usage else 0))
@@ -65,6 +67,18 @@ async def respond(
         answers = await asyncio.gather(*(answer.whole(request, each) for each in running))
     choices = [text.choice(each) for text, each in zip(texts, answers, strict=True)]
     return JSONResponse(envelope.answer(choices, total((each.usage for each in answers), prompts)))
+
+
+def check_room(engine: Engine, lengths: list[int]) -> None:
+    """Refuses prompts of these lengths where an idle server would have no room for them either: they would be told to come again for ever.
+
+    Raises:
+        ApiError: 400.
+    """
+    in_line = lengths[engine.stats().slots :]
+    if len(in_line) > 1 and sum(in_line) > engine.scheduler.most_tokens:
+        message = f"{len(lengths)} texts with prompts of {sum(lengths)} tokens are more than this server takes at once: send them one by one."
+        raise ApiError(400, message, param="prompt")
 
 
 @asynccontextmanager

@@ -39,6 +39,8 @@ async def readyz(request: Request) -> dict[str, Any]:
 async def reload(request: Request) -> dict[str, Any]:
     """Loads the checkpoint again; the one before answers until the new one can, and finishes what it has begun."""
     host = request.app.state.host
+    if host.loading.locked():  # to wait for it would take one of the few threads that prompts are cut on
+        raise ApiError(409, "a model is being loaded already: try again in a moment.", code="reload_failed", headers=later(1))
     try:
         await asyncio.to_thread(host.load)
     except UserError as error:

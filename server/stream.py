@@ -16,7 +16,12 @@ from server.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII: some clients end a line at U+2028 too
+STALLED = 60.0  # seconds for which a client may take nothing
 log = logging.getLogger("server")
+
+
+class Stalled(Exception):
+    """A client that stopped reading. It would keep its model in memory, though another took its place."""
 
 
 class EventStream(Response):
@@ -55,6 +60,9 @@ class EventStream(Response):
                 await put(send, DONE)
             except ApiError as error:
                 await put(send, line(error.body()))
+            except Stalled:
+                log.info("a client stopped reading its stream")
+                return  # which closes the connection
             except Exception:
                 log.exception("a stream failed")
                 await put(send, line(ApiError(500, "the server failed; its log says why.", "server_error").body()))
@@ -62,7 +70,16 @@ class EventStream(Response):
 
 
 async def put(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+    """Sends some of the body.
+
+    Raises:
+        Stalled: when the client takes nothing for too long.
+    """
+    try:
+        async with asyncio.timeout(STALLED):
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except TimeoutError as error:
+        raise Stalled from error
 
 
 def line(event: dict[str, Any]) -> bytes:

@@ -87,7 +87,7 @@ def story(run: Run, cursor: str) -> dict[str, Any]:
     steps, evaluations = (
         0 if fresh else begin(curve, part) for curve, part in ((run.steps, seen[1]), (run.evaluations, seen[2]))
     )
-    sampled = int(seen[3]) if not fresh and seen[3].isdecimal() else 0
+    sampled = number(seen[3]) if not fresh else 0
     place = (run.id, cursor_of(run.steps), cursor_of(run.evaluations), str(run.sampled))
     return {
         **row(run),
@@ -119,7 +119,12 @@ def cursor_of(curve: Curve) -> str:
 def begin(curve: Curve, seen: str) -> int:
     """The first point that a reader with this part of a cursor lacks; 0 where its points are no longer those of the curve."""
     same, _, full = seen.rpartition(".")
-    return int(full) if same == f"{curve.id}.{curve.bucket}" and full.isdecimal() else 0
+    return number(full) if same == f"{curve.id}.{curve.bucket}" else 0
+
+
+def number(digits: str) -> int:
+    """A part of a cursor that a client sent; 0 for what is none. Python itself refuses numbers of some thousand digits."""
+    return int(digits) if digits.isdecimal() and len(digits) < 16 else 0
 
 
 @router.get("/runs")

@@ -751,8 +751,9 @@ def test_a_refusal_says_what_the_line_holds(tiny_model):
         engine.submit(Asked([65], max_new_tokens=5))
     assert "2 requests are waiting, which is all" in str(refusal(engine.scheduler)), "the other two find slots free"
     run(engine)
-    engine.submit(Asked([65] * 30, max_new_tokens=5))
-    with pytest.raises(Busy, match="have 30 tokens, and with this one's 25 more"):
+    for _ in range(3):
+        engine.submit(Asked([65] * 30, max_new_tokens=5))
+    with pytest.raises(Busy, match="have 30 tokens, and with this one's 25 more"):  # the first two find slots free
         engine.submit(Asked([65] * 25))
     run(engine)
 

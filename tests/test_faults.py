@@ -411,7 +411,8 @@ def trained(tmp_path_factory):
 CHANGED = {
     "learning_rate": 1e-2, "n_layer": 2, "n_embd": 32, "block_size": 8, "batch_size": 8, "seed": 7, "optimizer": "muon",
     "tokenizer": "byte", "schedule": "linear", "dropout": 0.1, "ema": 0.9, "warmup": 0.5, "architecture": "modern",
-    "vocab_size": 99, "weight_decay": 0.0, "data": "stories", "grad_clip": 2.0, "dtype": "bfloat16",
+    "vocab_size": 99, "weight_decay": 0.0, "data": "stories", "grad_clip": 2.0, "dtype": "bfloat16", "word_dropout": 0.2,
+    "modalities": "image",
 }  # fmt: skip
 
 
@@ -504,3 +505,14 @@ def test_a_budget_of_time_holds_for_the_whole_run(tmp_path):
     assert events(tmp_path, "step")[-1]["rate"] == pytest.approx(0.1, abs=0.02)
     assert json.loads((tmp_path / "logs" / "a" / "summary.json").read_text())["stop_reason"] == "done"
     assert torch.isfinite(last(tmp_path)["model"]["wte.weight"]).all()
+
+
+def test_shards_of_another_tokenizer_are_no_text_to_start_on(tmp_path, monkeypatch, capsys):
+    """The words of the model would be taken for others."""
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "bytes", tokenizer="byte", max_iters=2)) == 0
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "words", tokenizer="bpe", vocab_size=300, max_iters=2)) == 0
+    kinds = {json.loads(path.read_text())["kind"]: path.parent for path in tmp_path.glob("data/tokens-*/tokenizer.json")}
+    how = {"init_from": tmp_path / "out/bytes", "max_iters": 2, "tokenizer": "byte"}
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "c", data=kinds["bpe"], **how)) == 2
+    assert "another tokenizer" in capsys.readouterr().err
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "d", data=kinds["byte"], **how)) == 0

@@ -122,6 +122,10 @@ def test_tokens_that_the_model_does_not_have_are_refused(client):
     assert "prefix_ids" in refused(client, prompt="a", prefix_ids=[-1])
 
 
+def test_more_tokens_than_a_text_can_have_are_refused_before_they_are_read(client):
+    assert "prefix_ids has a length of 90000" in refused(client, prompt="a", prefix_ids=[256] * 90_000)
+
+
 # ---- conversations
 
 

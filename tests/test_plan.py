@@ -273,12 +273,27 @@ def test_compiling_is_measured_by_compiling():
 def test_attention_is_tried_and_the_fastest_is_taken(measured):
     speeds = calibrate.measure_attention(TINY, CPU, "bfloat16")
     assert set(speeds) == {"flash", "math"}  # a processor has no others
+    dropping = ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16, dropout=0.1)
+    assert set(calibrate.measure_attention(dropping, CPU, "float32")) == {"math"}  # torch's fused attention of a processor drops nothing
     measured.setattr(calibrate, "measure_attention", lambda *_: {"flash": 1.0, "math": 3.0})
     assert plan.make_plan(TINY, TrainConfig(), ONE).attention == "math"
     assert plan.make_plan(TINY, TrainConfig(attention="flash"), ONE).attention == "flash"
     assert "attention flash: 33 %, math: 100 % of the fastest's speed" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
     with pytest.raises(UserError, match=r"--attention cudnn is not to be had for float32 on cpu.*: pass flash, math or auto"):
         plan.make_plan(TINY, TrainConfig(attention="cudnn"), ONE)
+
+
+def test_attention_that_keeps_all_pairs_takes_their_memory():
+    long = ModelConfig(vocab_size=64, n_layer=3, n_head=4, n_embd=64, block_size=4096)
+    how = (long, TrainConfig(), 10**6, "float32", 2, "adamw", 1)
+    more = plan.memory(*how, "math") - plan.memory(*how, "flash")
+    assert more == 4 * (2 * 4096) * 3 * 4 * 4096  # bytes, tokens, layers, heads, what each token looks at
+
+
+def test_measuring_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    calibrate.measure_attention(ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16, dropout=0.1), CPU, "float32")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name, kernel", [("flash", "flash_attention"), ("math", "attention_math")])

@@ -308,6 +308,17 @@ def test_a_misspelt_field_gets_a_hint_and_no_value_is_repeated(client):
     assert "my secret" not in answer.text
 
 
+def test_a_body_of_very_many_mistakes_is_refused_at_once(client, monkeypatch):
+    """Only some of them are put into words, which takes a while each, and everyone waits meanwhile."""
+    from server import errors
+
+    said, sentence = [], errors.sentence
+    monkeypatch.setattr(errors, "sentence", lambda *args: said.append(1) or sentence(*args))
+    answer = client.post("/v1/generate", json={"prompt": "a", **{f"x{n}": 0 for n in range(1500)}})
+    assert "there is no field" in refused(answer, 422)["message"]
+    assert 0 < len(said) <= errors.MOST_READ
+
+
 def test_a_prompt_longer_than_the_context_is_refused(client):
     error = refused(client.post("/v1/generate", json={"prompt": "x" * BLOCK}), 422)
     assert error["code"] == "context_length_exceeded"

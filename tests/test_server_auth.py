@@ -395,6 +395,13 @@ def test_reloading_needs_its_own_key(served):
     assert client.post("/v1/admin/reload", headers=bearer("key-1")).status_code == 403
 
 
+def test_a_reload_beside_another_is_not_waited_for(tmp_path):
+    host = Host("none")
+    with serving(host, tmp_path, api_keys=()) as address, host.loading:
+        answer = httpx.post(f"{address}/v1/admin/reload", timeout=5)
+    assert answer.status_code == 409 and "already" in answer.json()["error"]["message"] and answer.headers["Retry-After"] == "1"
+
+
 def test_an_open_server_reloads_for_this_machine_but_for_no_web_page(served):
     client = served()
     assert client.post("/v1/admin/reload").status_code == 409

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -432,3 +433,34 @@ def test_other_mistakes_are_too(tmp_path):
     (tmp_path / "sessions.db").write_text("Once upon a time" * 100)
     assert "sessions.db cannot be used (file is not a database)" in refusal(tmp_path, "--port", "0")
     assert (tmp_path / "sessions.db").read_text().startswith("Once")
+
+
+def test_a_client_that_stops_reading_gives_its_model_back(monkeypatch):
+    """Its generator is closed, though nothing that was sent is ever taken."""
+    from server import stream
+
+    monkeypatch.setattr(stream, "STALLED", 0.05)
+    closed = []
+
+    async def events():
+        try:
+            while True:
+                yield {"text": "more"}
+        finally:
+            closed.append(True)
+
+    async def main():
+        taken = []
+
+        async def send(message):
+            taken.append(message)
+            if len(taken) > 2:
+                await asyncio.Event().wait()
+
+        async def receive():
+            await asyncio.Event().wait()
+
+        await asyncio.wait_for(stream.EventStream(events())({"type": "http"}, receive, send), 5)
+
+    asyncio.run(main())
+    assert closed == [True]

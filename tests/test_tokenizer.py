@@ -124,6 +124,14 @@ def test_streaming_nonsense_gives_what_decoding_it_gives(any_kind, ids):
     assert "".join([*(decoder.push(i) for i in ids), decoder.flush()]) == any_kind.decode(ids)
 
 
+def test_no_more_is_held_back_than_the_beginning_of_a_character(any_kind):
+    """Ids without bytes, and bytes that begin one character after the other, may come for ever."""
+    decoder = StreamDecoder(any_kind)
+    for i in [any_kind.eot, 0xE2 % any_kind.vocab_size, *any_kind.encode("é").tolist()[:1]] * 50:
+        decoder.push(i)
+        assert len(decoder.half) <= 1 and len(decoder.held) <= 3
+
+
 def test_nothing_is_shown_of_a_character_until_it_is_whole():
     decoder = StreamDecoder(ByteTokenizer())
     assert [decoder.push(byte) for byte in "é日🙂".encode()] == ["", "é", "", "", "日", "", "", "", "🙂"]

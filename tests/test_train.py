@@ -485,6 +485,33 @@ def test_the_moving_average_is_what_is_scored_and_kept(tmp_path):
     assert trainer.task.evaluate(trainer.model, 0, None).loss == summary["val_loss"]
 
 
+def test_what_the_end_found_to_be_the_best_stays_it_when_the_run_goes_on(tmp_path):
+    """The end is no multiple of the interval: its score is in no checkpoint to resume from."""
+    ended(line_trainer(tmp_path, LineTask(scores=[2.0, 1.0]), max_iters=15, eval_interval=10))
+    assert last(tmp_path)["training"]["progress"]["best"] == 2.0
+    trainer = resumed(tmp_path, LineTask(scores=[1.5, 1.2]), max_iters=25, eval_interval=10)
+    trainer.remember_best()
+    assert (trainer.progress.best, trainer.progress.best_step) == (1.0, 15)
+    trainer.files.save_best = lambda content: pytest.fail(f"step {content['provenance']['step']} took the place of a better one")
+    trainer.run()
+
+
+def test_a_best_of_later_steps_is_left_to_the_replay_of_them(tmp_path):
+    ended(line_trainer(tmp_path, LineTask(scores=[2.0, 1.0, 1.0]), max_iters=20))
+    step = checkpoint.load(tmp_path / "out/a/previous.pt")
+    trainer = line_trainer(tmp_path, max_iters=20)
+    trainer.restore(step)
+    trainer.remember_best()
+    assert trainer.progress.best == 2.0
+
+
+def test_the_last_weights_are_the_best_only_by_the_measure_of_the_others(tmp_path):
+    """In mid-run a part was scored, 2.0 at best; the end scores 1.9 of the whole, but 3.0 of that part, and the best 1.5 of the whole."""
+    trainer = line_trainer(tmp_path, LineTask(scores=[2.0, 3.0, 1.9, 3.0, 1.5]), eval_tokens=32)
+    assert ended(trainer)["val_loss"] == 1.5
+    assert checkpoint.load(tmp_path / "out/a/best_model.pt")["provenance"]["step"] == 10
+
+
 def test_patience_stops_early(tmp_path):
     task = LineTask(scores=[2.0, 1.0, 3.0, 3.0, 3.0, 3.0])
     summary = ended(line_trainer(tmp_path, task, max_iters=100, patience=2))
@@ -556,7 +583,8 @@ def test_a_slow_evaluation_of_a_timed_run_scores_a_part_and_the_final_one_all(tm
     ended(trainer)
     during, final = limits[: limits.index(0)], limits[limits.index(0) :]
     assert all(0 < limit < 64 for limit in during) and len(limits) > 5
-    assert final in ([0], [0, 0])  # the last weights, and the best ones where those may be better
+    assert final[0] == 0 < final[1] < 64  # the last weights, and on a part as the best ones were
+    assert final[2:] in ([], [0])  # those where they may be better
 
 
 def test_a_timed_run_goes_on_with_what_is_left_of_its_budget(tmp_path):

@@ -126,6 +126,15 @@ def test_a_cursor_that_is_none_begins_at_the_beginning(page, logs, cursor):
     assert story(page, "a", cursor)["steps"]["step"] == [0, 1, 2]
 
 
+def test_a_cursor_of_very_many_digits_is_none(page, logs):
+    """Python refuses to make a number of them."""
+    Logbook(logs, "a").start().steps(0, 3).sample(3, "one")
+    *parts, _ = story(page, "a")["next"].split("-")
+    assert len(story(page, "a", "-".join([*parts, "9" * 5000]))["samples"]["new"]) == 1
+    parts[1] = parts[1].rpartition(".")[0] + "." + "9" * 5000
+    assert story(page, "a", "-".join([*parts, "0"]))["steps"]["step"] == [0, 1, 2]
+
+
 # ---- logs as they are
 
 

@@ -142,7 +142,7 @@ def forward_and_backward(
     config: ModelConfig, device: torch.device, dtype: str, compiled: bool = False
 ) -> tuple[Callable[[], None], int]:
     """One pass of a fresh model of this shape over a small batch, and how many tokens that has."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with random_numbers_as_before(device):
         model = GPT(config).to(device)
         rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
         idx = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
@@ -155,6 +155,11 @@ def forward_and_backward(
         loss.backward()
 
     return work, idx.numel()
+
+
+def random_numbers_as_before(device: torch.device) -> AbstractContextManager:
+    """A context that leaves no trace in them: a run does not depend on what was measured before it."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ def measure_compiling(config: ModelConfig, device: torch.device, dtype: str) -> 
 
 def attention_speeds(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
     """Calls a second of this model's attention, forward and backward, by each of torch's implementations that takes it here."""
-    what = f"attention {device.type} {dtype} {config.n_head} {config.n_kv_head} {config.block_size} {config.head_dim}"
+    shape = f"{config.n_head} {config.n_kv_head} {config.block_size} {config.head_dim} {config.dropout}"
+    what = f"attention {device.type} {dtype} {shape}"
     return remembered(what, lambda: measure_attention(config, device, dtype))
 
 
@@ -206,16 +212,17 @@ def measure_attention(config: ModelConfig, device: torch.device, dtype: str) -> 
         return (x.float() if slow_in_bfloat16(x) else x).requires_grad_()
 
     q, k, v = heads(config.n_head), heads(config.n_kv_head), heads(config.n_kv_head)
-    how = {"is_causal": True, "enable_gqa": config.n_kv_head != config.n_head}
+    how = {"is_causal": True, "enable_gqa": config.n_kv_head != config.n_head, "dropout_p": config.dropout}
 
     def work() -> None:
         F.scaled_dot_product_attention(q, k, v, **how).backward(q.detach())
 
     speeds = {}
-    for name, backend in ATTENTION.items() if device.type in ("cpu", "cuda") else [("math", SDPBackend.MATH)]:
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings(action="ignore"), sdpa_kernel(backend):
-            work()  # one that this machine, this dtype or this shape does not have says so
-            speeds[name] = 1 / min(timed(work, device) for _ in range(4))
+    with random_numbers_as_before(device):
+        for name, backend in ATTENTION.items() if device.type in ("cpu", "cuda") else [("math", SDPBackend.MATH)]:
+            with contextlib.suppress(RuntimeError), warnings.catch_warnings(action="ignore"), sdpa_kernel(backend):
+                work()  # one that this machine, this dtype or this shape does not have says so
+                speeds[name] = 1 / min(timed(work, device) for _ in range(4))
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of what the slowest of them took
     return speeds

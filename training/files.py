@@ -6,6 +6,7 @@ the same for a model in shards.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 import checkpoint
+from config import UserError
 from training.distributed import Ranks
 
 Say = Callable[[str], Any]
@@ -22,6 +24,14 @@ SHARDS = ".dcp"  # how the name of a checkpoint in shards ends, which is a folde
 def in_shards(folder: Path) -> bool:
     """Whether a run's checkpoints are folders of shards."""
     return any(folder.glob(f"*{SHARDS}"))
+
+
+def step_and_loss(path: Path) -> tuple[int, float] | None:
+    """Of the weights in a file; nothing where it is not there or damaged."""
+    with contextlib.suppress(OSError, UserError):
+        provenance = checkpoint.load(path)["provenance"]
+        return provenance["step"], provenance["val_loss"]
+    return None
 
 
 class Files:
@@ -63,3 +73,7 @@ class Files:
         """The best weights so far, if any were saved."""
         path = self.folder / checkpoint.BEST
         return self.ranks.share(lambda: checkpoint.load(path)["model"] if path.exists() else None)
+
+    def best_so_far(self) -> tuple[int, float] | None:
+        """The step of the best weights and their loss; nothing where none were saved, or they cannot be read."""
+        return self.ranks.share(lambda: step_and_loss(self.folder / checkpoint.BEST))

@@ -36,7 +36,7 @@ from model import build
 from training import calibrate
 from training.build import hollow
 from training.distributed import Ranks, is_sharded
-from training.files import SHARDS, Files, Say
+from training.files import SHARDS, Files, Say, step_and_loss
 from training.sharding import mesh_of
 
 PLAIN, INDEX = "content.pt", ".metadata"
@@ -276,6 +276,9 @@ class Folders(Files):
             return None
         weights = {"model": self.verified(paths[0])["model"]}
         return self.fill(weights, paths[0])["model"]
+
+    def best_so_far(self) -> tuple[int, float] | None:
+        return self.ranks.share(lambda: next((step_and_loss(path / PLAIN) for path in saved(self.folder, "best")[-1:]), None))
 
 
 def empty_folder(path: Path) -> None:

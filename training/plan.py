@@ -82,8 +82,9 @@ def make_plan(
     share = muon_share(model_config, tokens_per_step)
     optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
     share_of_rank = config.batch_size // ranks.world
+    attention = choose_attention(config.attention, model_config, device, dtype)
     micro = config.micro_batch_size or choose_micro_batch(
-        model_config, config, parameters, dtype, share_of_rank, device, ranks.world, row_tokens
+        model_config, config, parameters, dtype, share_of_rank, device, ranks.world, row_tokens, attention
     )
     if share_of_rank % micro:
         raise UserError(
@@ -98,7 +99,7 @@ def make_plan(
     if compiled and not budget:
         expected = expected / compiling.gain + compiling.seconds
         speed *= compiling.gain
-    needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world)
+    needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world, attention)
     free = calibrate.free_memory(device)
     whole_gradients = 4 * parameters if config.fsdp and micro < share_of_rank else 0
     room = needed + whole_gradients < 0.8 * free
@@ -107,7 +108,7 @@ def make_plan(
         dtype=dtype,
         optimizer=optimizer,
         compile=compiled,
-        attention=choose_attention(config.attention, model_config, device, dtype),
+        attention=attention,
         micro_batch_size=micro,
         micro_steps=share_of_rank // micro,
         memory_bytes=needed + (whole_gradients if room else 0),
@@ -150,7 +151,7 @@ def seconds_per_token(config: ModelConfig, probed: bool, device: torch.device, d
 
 def choose_micro_batch(
     config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, share: int, device: torch.device, world: int = 1,
-    row_tokens: float = 0,
+    row_tokens: float = 0, attention: str = "flash",
 ) -> int:  # fmt: skip
     """The largest divisor of a rank's share that fits: on a CPU 2,048 tokens, past which nothing is gained (of rows of many lengths,
     `row_tokens` on average); on a GPU what four fifths of the free memory hold."""
@@ -160,7 +161,7 @@ def choose_micro_batch(
         for micro in range(1, share + 1)
         if share % micro == 0
         and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
-        and memory(config, train, parameters, dtype, micro, "adamw", world) < 0.8 * free
+        and memory(config, train, parameters, dtype, micro, "adamw", world, attention) < 0.8 * free
     ]
     return max(fits, default=1)
 
@@ -232,8 +233,9 @@ def gathered(config: ModelConfig, parameters: int) -> int:
 
 
 def memory(
-    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, world: int = 1
-) -> int:
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, world: int = 1,
+    attention: str = "flash",
+) -> int:  # fmt: skip
     """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself."""
     states = 4 if optimizer == "adamw" else 3
     weights = 4 * parameters * (states + (1 if train.ema else 0))
@@ -247,6 +249,8 @@ def memory(
         if config.architecture == "classic"
         else 6 * config.n_embd + 9 * q + 4 * config.n_inner
     )
+    if attention == "math":  # keeps how much each token looks at each other, and where dropout hit
+        per_layer += config.n_head * config.block_size * (2 if config.dropout else 1)
     layers = config.n_layer
     if train.checkpoint_activations:
         stored = config.n_embd * layers + per_layer
