@@ -17,6 +17,7 @@ import dataclasses  # noqa: E402
 import errno  # noqa: E402
 import itertools  # noqa: E402
 import os  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from datetime import datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -650,13 +651,24 @@ def watch(argv: list[str]) -> int:
     return 0
 
 
+def of_any_kind(verb: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A verb that reads checkpoints, those of models that see and hear as well."""
+
+    def run(argv: list[str]) -> int:
+        if not {"-h", "--help"} & set(argv):  # help need not wait for torch
+            import multimodal.fusion  # noqa: F401  such models are known from here on
+        return verb(argv)
+
+    return run
+
+
 VERBS = {
     "train": train,
     "plan": make_plan_only,
     "evaluate": evaluate,
-    "average": average,
-    "consolidate": consolidate,
-    "export": export,
+    "average": of_any_kind(average),
+    "consolidate": of_any_kind(consolidate),
+    "export": of_any_kind(export),
     "import": import_,
     "compare": compare,
     "watch": watch,

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -17,7 +19,7 @@ import torch
 from PIL import Image
 
 import checkpoint
-from config import MediaModelConfig, ModelConfig, TrainConfig
+from config import ROOT, MediaModelConfig, ModelConfig, TrainConfig
 from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Request, Settings
@@ -492,3 +494,13 @@ def test_pieces_are_text():
 
     with pytest.raises(RuntimeError):
         text_of(Piece("", error="it broke"))
+
+
+@pytest.mark.parametrize(("verb", "word"), [(["export", "RUN", "--out", "x"], "image,audio"), (["average", "RUN", "RUN", "--out", "x.pt"], "")])
+def test_the_verbs_on_checkpoints_know_models_that_see_in_a_process_of_their_own(tmp_path, monkeypatch, verb, word):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    saved = checkpoint.content_of(tiny_model(), ByteTokenizer(), {"run": "a", "step": 1, "documents": True, "val_loss": 1.0, "train_config": {}})
+    checkpoint.write(tmp_path / "a.pt", saved)
+    arguments = [str(tmp_path / "a.pt") if each == "RUN" else each for each in verb]
+    done = subprocess.run([sys.executable, ROOT / "train_cli.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert "unknown to this version" not in done.stderr and word in done.stderr

@@ -57,7 +57,6 @@ def consolidate(argv: list[str]) -> int:
     parser.add_argument("run", help="a run's folder, such as checkpoints/my-run")
     args = parser.parse_args(argv)
 
-    import multimodal.fusion  # noqa: F401  so that such runs are known
     from training.folders import consolidate_run
 
     written = consolidate_run(Path(args.run), numbered=True)
