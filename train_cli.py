@@ -353,14 +353,11 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     """The tokenised corpus, with the tokenizer of a checkpoint `before` where there is one; where GPT-2's was only the default
     and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
-    from data import open_corpus, prepare
+    from data import prepare
     from sources import find_source
 
     if (Path(config.data) / "meta.json").exists():
-        corpus = open_corpus(Path(config.data))
-        if before and corpus.tokenizer.to_dict() != tokenizers.from_dict(before["tokenizer"]).to_dict():
-            raise UserError(f"the shards in {config.data} have another tokenizer than the model to start from: pass the text itself as --data.")
-        return corpus, config
+        return open_shards(config.data, tokenizers.from_dict(before["tokenizer"]) if before else None, "the model to start from"), config
     if values.get("modalities"):
         from multimodal.run import find_corpus as find_media
 
@@ -390,6 +387,20 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     for line in corpus.meta["skipped"]:
         say(f"note     {line}")
     return corpus, config
+
+
+def open_shards(folder: str, tokenizer, whose: str):
+    """A folder of token shards, for a model that has this tokenizer, if it has one.
+
+    Raises:
+        UserError: when the shards have another.
+    """
+    from data import open_corpus
+
+    corpus = open_corpus(Path(folder))
+    if tokenizer and corpus.tokenizer.to_dict() != tokenizer.to_dict():
+        raise UserError(f"the shards in {folder} have another tokenizer than {whose}: pass the text as --data.")
+    return corpus
 
 
 def require_one_text(corpus, ranks) -> None:
@@ -578,8 +589,7 @@ def evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     import checkpoint
-    import multimodal.fusion  # noqa: F401  so that such checkpoints are known
-    from data import open_corpus, prepare
+    from data import prepare
     from sources import find_source
     from training import calibrate, distributed
     from training.evaluate import evaluate as score_text
@@ -595,11 +605,7 @@ def evaluate(argv: list[str]) -> int:
         evaluate_media(model, tokenizer, config, ranks, provenance, ROOT / config.log_dir / provenance["run"])
         return 0
     if (Path(config.data) / "meta.json").exists():
-        corpus = open_corpus(Path(config.data))
-        if corpus.tokenizer.to_dict() != tokenizer.to_dict():
-            raise UserError(
-                f"the shards in {config.data} have another tokenizer than {args.checkpoint}: pass the text as --data."
-            )
+        corpus = open_shards(config.data, tokenizer, args.checkpoint)
     else:
         corpus = prepare(config, find_source(config), 0, tokenizer)
     score = score_text(model, corpus, model.config.block_size, ranks)
@@ -665,7 +671,7 @@ def of_any_kind(verb: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
 VERBS = {
     "train": train,
     "plan": make_plan_only,
-    "evaluate": evaluate,
+    "evaluate": of_any_kind(evaluate),
     "average": of_any_kind(average),
     "consolidate": of_any_kind(consolidate),
     "export": of_any_kind(export),

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config import DATA, ModelConfig
 from model import GPT, slow_in_bfloat16
+from training.build import compile_trunk
 
 MEMORY = DATA / "machine.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -147,7 +148,7 @@ def forward_and_backward(
         rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
         idx = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
     if compiled:
-        model.trunk = torch.compile(model.run_blocks)
+        compile_trunk(model, fsdp=False)
 
     def work() -> None:
         with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
