@@ -39,10 +39,10 @@ def write(config: GenerateConfig) -> None:
     import checkpoint
     import multimodal.fusion  # noqa: F401  the checkpoint may be of a model that sees and hears
     from inference import weights
-    from training import calibrate, distributed
+    from training import distributed, process
 
     device = distributed.pick_device(config.device)
-    calibrate.tune_process(device)
+    process.tune_process(device)
     model, tokenizer, provenance = checkpoint.load_model(config.checkpoint, device)
     weights.prepare(model, getattr(torch, config.dtype))
     media = decoded(files, model.config)

@@ -128,7 +128,7 @@ def train(argv: list[str]) -> int:
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
     import checkpoint
     from train import Trainer, fit, open_files, verify_resume
-    from training import build, calibrate, runlog, sizing
+    from training import build, calibrate, process, runlog, sizing
     from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
@@ -141,7 +141,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         saved, path = files.newest(say)
         config, values = resumed_settings(saved, given, ranks)
         say(f"resuming {folder} from {path.name}, step {saved['training']['progress']['step']}")
-    calibrate.tune_process(ranks.device, config.threads)
+    process.tune_process(ranks.device, config.threads)
     with contextlib.ExitStack() as held:
         ranks.share(lambda: held.enter_context(lock(folder)))
         if not saved:
@@ -522,12 +522,12 @@ def make_plan_only(argv: list[str]) -> int:
     if given.pop("list_presets"):
         return list_presets()
 
-    from training import calibrate, distributed, plan, sizing
+    from training import distributed, plan, process, sizing
 
     values = {**sizing.recipe(given), **settings(given)}
     config = take(TrainConfig, values)
     ranks = distributed.Ranks(0, 1, distributed.pick_device(config.device))
-    calibrate.tune_process(ranks.device, config.threads)
+    process.tune_process(ranks.device, config.threads)
     if sizing.wanted(given):
         tokens, vocab_size = sizing.text_size(config, values["vocab_size"])
         values |= {"vocab_size": vocab_size} | sizing.settle(given, config, tokens, vocab_size, ranks)
@@ -544,10 +544,10 @@ def make_plan_only(argv: list[str]) -> int:
 
 def list_presets() -> int:
     """A table of the presets with what each takes on this machine."""
-    from training import calibrate, distributed, plan
+    from training import calibrate, distributed, plan, process
 
     ranks = distributed.Ranks(0, 1, distributed.pick_device("auto"))
-    calibrate.tune_process(ranks.device)
+    process.tune_process(ranks.device)
     small = ModelConfig()
     fastest = min(calibrate.seconds_per_token(small, ranks.device, dtype) for dtype in ("float32", "bfloat16"))
     rate = plan.flops_per_token(small) / fastest  # what a model of the default size reaches here
@@ -591,11 +591,11 @@ def evaluate(argv: list[str]) -> int:
     import checkpoint
     from data import prepare
     from sources import find_source
-    from training import calibrate, distributed
+    from training import distributed, process
     from training.evaluate import evaluate as score_text
 
     ranks = distributed.Ranks(0, 1, distributed.pick_device(args.device))
-    calibrate.tune_process(ranks.device)
+    process.tune_process(ranks.device)
     model, tokenizer, provenance = checkpoint.load_model(args.checkpoint, ranks.device)
     trained = provenance.get("train_config", {})
     config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})

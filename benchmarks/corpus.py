@@ -114,10 +114,10 @@ def share_of_waiting(corpus) -> dict[str, float]:
 
     from config import PRESETS, ModelConfig, TrainConfig, take
     from data import Batches
-    from training import calibrate
+    from training import calibrate, process
 
     device = torch.device("cpu")
-    calibrate.tune_process(device)
+    process.tune_process(device)
     shares = {}
     for preset in ("quick", "small"):
         config, train = take(ModelConfig, PRESETS[preset]), take(TrainConfig, PRESETS[preset])

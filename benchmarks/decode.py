@@ -108,9 +108,9 @@ def ours(what: str, batch: int, dtype: str, args: argparse.Namespace) -> float:
     from inference.request import Request, Settings
     from model import GPT
     from tokenizer import ByteTokenizer
-    from training import calibrate
+    from training import process
 
-    calibrate.tune_process(torch.device("cpu"), args.threads)
+    process.tune_process(torch.device("cpu"), args.threads)
     model = GPT(ModelConfig()).eval()
     int8 = dtype == "int8"
     weights.prepare(model, torch.bfloat16 if int8 else getattr(torch, dtype), int8=int8)
@@ -136,9 +136,9 @@ def transformers(what: str, batch: int, dtype: str, args: argparse.Namespace) ->
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from training import calibrate
+    from training import process
 
-    calibrate.tune_process(torch.device("cpu"), args.threads)
+    process.tune_process(torch.device("cpu"), args.threads)
     shape = {"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": BLOCK, "vocab_size": VOCABULARY}
     model = GPT2LMHeadModel(GPT2Config(**shape)).eval().to(getattr(torch, dtype))
     how = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": True}

@@ -75,7 +75,7 @@ def measure(setting: dict[str, int], largest: float) -> dict[str, float] | None:
 
     from config import ModelConfig, TrainConfig
     from model import GPT, flops_per_token
-    from training import calibrate
+    from training import calibrate, process
     from training.optim import make_optimizers
     from training.plan import count_parameters, memory
 
@@ -86,7 +86,7 @@ def measure(setting: dict[str, int], largest: float) -> dict[str, float] | None:
     device = torch.device("cpu")
     if parameters > largest or memory(config, train, parameters, "float32", rows, "adamw") > 0.9 * calibrate.free_memory(device):
         return None
-    calibrate.tune_process(device)
+    process.tune_process(device)
     torch.manual_seed(0)
     model = GPT(config)
     optimizers = make_optimizers(model, train, "adamw", "float32")

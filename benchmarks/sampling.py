@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.common import finish, median, table
 from config import SamplingConfig
 from inference.sampling import Sampler
-from training import calibrate
+from training import process
 
 VOCABULARY = 50257
 SPREAD = {"peaked": 7.0, "flat": 3.0}  # the standard deviation of the logits
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30)
     args = parser.parse_args()
-    calibrate.tune_process(torch.device("cpu"))
+    process.tune_process(torch.device("cpu"))
     found, rows = {}, []
     for batch in (1, 16):
         for shape, spread in SPREAD.items():

@@ -66,7 +66,7 @@ def ours(args: argparse.Namespace) -> dict:
     from config import ModelConfig, TrainConfig
     from model import GPT
     from train import Trainer
-    from training import calibrate, plan, runlog
+    from training import plan, process, runlog
     from training.distributed import Ranks
 
     class Noise:
@@ -77,7 +77,7 @@ def ours(args: argparse.Namespace) -> dict:
             return rows[:, :-1], rows[:, 1:]
 
     device = torch.device("cpu")
-    calibrate.tune_process(device)
+    process.tune_process(device)
     model_config, ranks = ModelConfig(), Ranks(0, 1, device)
     config = TrainConfig(batch_size=BATCH, micro_batch_size=args.micro, dtype="float32", compile=args.compile)
     torch.manual_seed(0)

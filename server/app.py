@@ -113,10 +113,10 @@ class Leases:
 
 def make_host(config: ServeConfig) -> Host:
     """Who loads the model, on the device of the configuration."""
-    from training import calibrate, distributed
+    from training import distributed, process
 
     device = distributed.pick_device(config.device)
-    calibrate.tune_process(device)
+    process.tune_process(device)
     line = {"max_waiting": config.max_waiting, "max_waiting_tokens": config.max_waiting_tokens}
     return Host(
         config.checkpoint, device, config.dtype, config.quantize, config.slots, keep_earlier=config.follow, **line
@@ -136,11 +136,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def load(host: Host) -> None:
     """Loads the checkpoint, for the first time or again, and says what came of it."""
-    from training import calibrate
+    from training import process
 
     try:
         host.load()
-        calibrate.return_freed_memory()  # what loading took, and the models that went after the loads before
+        process.return_freed_memory()  # what loading took, and the models that went after the loads before
         print(greeting.model_line(host.engine), flush=True)
     except UserError as error:
         log.error("the model was not loaded: %s", error)

@@ -25,7 +25,8 @@ from training.text import TextTask
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "big", "red", "small", "blue"]
 SMALL = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4, "tokenizer": "char", "vocab_size": 0,
-    "max_iters": 20, "eval_interval": 10, "sample_tokens": 8, "compile": "off", "dtype": "float32", "progress": False,
+    "max_iters": 20, "eval_interval": 10, "sample_tokens": 8, "compile": "off", "dtype": "float32", "attention": "math",
+    "progress": False,
 }  # fmt: skip
 
 

@@ -69,10 +69,10 @@ import torch
 torch.set_num_threads(1)
 from config import ModelConfig, TrainConfig
 from model import GPT
-from training import calibrate, plan
+from training import calibrate, plan, process
 from training.optim import make_optimizers
 model_config, config = ModelConfig(**{model!r}), TrainConfig(**{train!r})
-calibrate.tune_process(torch.device("cpu"))
+process.tune_process(torch.device("cpu"))
 model = GPT(model_config)
 model.checkpoint_activations = config.checkpoint_activations
 optimizers = make_optimizers(model, config, "adamw", "float32")
