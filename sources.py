@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ PIECE = 2**20  # characters of a long text file read at a time
 TEXT = {".txt", ".md", ".tokens", ".raw"}
 KINDS = {*TEXT, ".jsonl", ".parquet"}
 WIKITEXT = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
+WIKITEXT_FILE = re.compile(r"wiki\.(train|valid|test)\.(tokens|raw)")  # as it was published
+SPLITS = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
+}  # fmt: skip
 
 
 @dataclass
@@ -138,7 +143,7 @@ def stories_source(count: int) -> Source:
 
 
 def files_source(data: str, text_field: str) -> Source:
-    """A file, a folder or a glob. Files named train* and valid* are taken as the corpus's own split.
+    """A file, a folder or a glob. Where names say train, valid or test, of files or of folders, that is the corpus's own split.
 
     Raises:
         UserError: when nothing readable is there.
@@ -157,14 +162,19 @@ def files_source(data: str, text_field: str) -> Source:
     sizes = {file: file.stat().st_size for file in files}
     if not any(sizes.values()):
         raise UserError(f"{files[0]} is empty (0 bytes): point --data at a file with text in it.")
-    train, val = own_split(files)
-    skipped = Skipped()
+    place, skipped = Path(data).expanduser(), Skipped()
+    train, val, other = own_split(files, place)
     wikitext = Path(data).name in WIKITEXT  # a row there is a line
+
+    def read_train() -> Iterator[Piece]:
+        leave_out(other, skipped)
+        return read_files(train, text_field, skipped, wikitext)
+
     source = Source(
         name=str(data),
-        key=hashlib.sha256(repr([(f.name, digest(f)) for f in files] + [text_field, wikitext]).encode()).hexdigest(),
+        key=hashlib.sha256(repr([(str(below(f, place)), digest(f)) for f in files] + [text_field, wikitext]).encode()).hexdigest(),
         n_bytes=sum(sizes[file] for file in train),
-        train=lambda: read_files(train, text_field, skipped, wikitext),
+        train=read_train,
         skipped=skipped,
     )
     if val:
@@ -182,13 +192,28 @@ def named_files(data: str, kinds: set[str]) -> list[Path]:
     return sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
 
 
-def own_split(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The files to train on and those to validate on, where their names say so; else all of them, and none."""
-    splits = {file: split_of(file) for file in files}
-    if not {"train", "val"} <= set(splits.values()):
-        return files, []
+def own_split(files: list[Path], place: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The files to train on, those to validate on, and those of neither kind, where names say so; else all of them, and none.
+
+    A split is named by the file, or by the folder right below `place`. Where some train and none validates, a part of the text does:
+    what is for testing is never learned.
+    """
+    splits = {file: split_of(file) or split_of(Path(below(file, place).parts[0])) for file in files}
+    if "train" not in splits.values() or not {"val", "test"} & set(splits.values()):
+        return files, [], []
     train, val = ([file for file in files if splits[file] == split] for split in ("train", "val"))
-    return train, val
+    return train, val, [file for file in files if splits[file] not in ("train", "val")]
+
+
+def leave_out(files: list[Path], skipped: Skipped) -> None:
+    """Counts the files that a split of its own has no use for."""
+    for file in files:
+        skipped.add("file beside those whose names say train", str(file))
+
+
+def below(file: Path, place: Path) -> Path:
+    """A file's way from a folder, or its name where it does not lie in it."""
+    return file.relative_to(place) if file.is_relative_to(place) and file != place else Path(file.name)
 
 
 def local_copy(name: str, text_field: str) -> Source | None:
@@ -199,18 +224,16 @@ def local_copy(name: str, text_field: str) -> Source | None:
     return files_source(str(folder), text_field)
 
 
-def split_of(file: Path) -> str:
-    """Which split a file's name says it is: train, val, test, or nothing."""
-    stem = file.name.lower().removeprefix("wiki.")
-    return next(
-        (split for word, split in {"train": "train", "val": "val", "test": "test"}.items() if stem.startswith(word)), ""
-    )
+def split_of(path: Path) -> str:
+    """Which split a name says it is, as a whole word at its beginning: train, val, test, or nothing."""
+    word = re.match("[a-z]*", path.name.lower().removeprefix("wiki."))[0]
+    return SPLITS.get(word, "")
 
 
 def read_files(files: list[Path], text_field: str, skipped: Skipped, wikitext: bool = False) -> Iterator[Piece]:
     """The documents of some files; `wikitext` joins what they hold to articles."""
     for file in files:
-        suffix, lines = file.suffix.lower(), wikitext or file.name.startswith("wiki.")
+        suffix, lines = file.suffix.lower(), wikitext or bool(WIKITEXT_FILE.fullmatch(file.name))
         if suffix == ".jsonl":
             pieces = clean(read_jsonl(file, text_field, skipped), skipped, empty=lines)
         elif suffix == ".parquet":

@@ -29,9 +29,11 @@ from multimodal.samples import Part, Picture, Sample, Sound, Turn
 from sources import (
     Skipped,
     arriving,
+    below,
     digest,
     hub_dataset,
     json_rows,
+    leave_out,
     missing_field,
     named_files,
     own_split,
@@ -342,10 +344,11 @@ def read_file(path: Path) -> bytes:
 
 def file_rows(reader: Reader, files: list[Path]) -> Rows:
     """The rows of .jsonl and .parquet files."""
-    train, val = own_split(files)
+    place = Path(reader.name).expanduser()
+    train, val, other = own_split(files, place)
     marks, count = hashlib.sha256(repr((reader.name, reader.fields)).encode()), 0
     for file in files:
-        marks.update(f"{file.name}|{digest(file)}".encode())
+        marks.update(f"{below(file, place)}|{digest(file)}".encode())
         for row in glimpsed(file):
             count += 1
             marks.update("".join(mark(path, file.parent) for path in paths([row])).encode(errors="replace"))
@@ -353,9 +356,13 @@ def file_rows(reader: Reader, files: list[Path]) -> Rows:
     def read(some: list[Path]) -> Iterator[Sample]:
         return reader.samples((*row, beside(file.parent)) for file in some for row in rows_of(file, reader))
 
+    def read_train() -> Iterator[Sample]:
+        leave_out(other, reader.skipped)
+        return read(train)
+
     return Rows(
         key=marks.hexdigest(),
-        train=lambda: read(train),
+        train=read_train,
         val=(lambda: read(val)) if val else None,
         skipped=reader.skipped,
         block=block_of(count, reader.config.val_fraction, 40),  # many, for rows that may be sorted by what they show

@@ -235,6 +235,33 @@ def test_a_split_of_its_own_is_kept(tmp_path, names):
     assert source.n_bytes == len("to learn")
 
 
+def test_a_split_by_folders_is_kept(tmp_path):
+    for name in ("train/a.txt", "train/deep/b.txt", "valid/c.txt"):
+        write(tmp_path / "texts" / name, name)
+    source = find(tmp_path / "texts")
+    assert documents(source) == ["train/a.txt", "train/deep/b.txt"]
+    assert documents(source, "val") == ["valid/c.txt"]
+    (tmp_path / "texts/valid").rename(tmp_path / "texts/more")
+    moved = find(tmp_path / "texts")
+    assert moved.val is None and moved.key != source.key
+
+
+def test_what_is_for_testing_is_not_trained_on(tmp_path):
+    for name in ("train-00000.txt", "test-00000.txt"):
+        write(tmp_path / "texts" / name, name)
+    source = find(tmp_path / "texts")
+    assert documents(source) == ["train-00000.txt"] and source.val is None
+    [said] = source.skipped.lines()
+    assert "file beside those whose names say train" in said and "test-00000.txt" in said
+
+
+def test_words_that_begin_like_a_split_are_none(tmp_path):
+    names = ["chapter.md", "training_guide.md", "trains.md", "values.md"]
+    for name in names:
+        write(tmp_path / "texts" / name, name)
+    assert documents(find(tmp_path / "texts")) == names
+
+
 def test_a_folder_with_only_training_files_has_no_split(tmp_path):
     write(tmp_path / "texts" / "train-1.txt", "one")
     write(tmp_path / "texts" / "train-2.txt", "two")
@@ -280,6 +307,17 @@ def test_wikitext_lines_are_joined_to_articles(tmp_path, name):
     found = documents(find(write(tmp_path / name, ARTICLES)))
     assert [text.split("\n")[0 if "Two" in text else 1].strip() for text in found] == ["= One =", "= Two ="]
     assert "".join(found) == ARTICLES
+
+
+@pytest.mark.parametrize("name", ["wiki.jsonl", "wiki.en.parquet"])
+def test_rows_of_other_files_called_wiki_stay_documents(tmp_path, name):
+    texts = ["One ends.", "Two ends."]
+    if name.endswith("parquet"):
+        file = tmp_path / name
+        write_parquet(file, text=texts)
+    else:
+        file = write(tmp_path / name, "\n".join(json.dumps({"text": text}) for text in texts))
+    assert documents(find(file)) == texts
 
 
 def test_wikitexts_own_split_is_kept(home):

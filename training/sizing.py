@@ -7,7 +7,8 @@ The rule, in the order in which it is applied:
             larger model is trained too little, before it a smaller one learns too little (Hoffmann et al. 2022, arXiv:2203.15556)
     tokens  seen again, tokens teach less: of a text as many count as `fresh` says (Muennighoff et al. 2023, arXiv:2305.16264)
     batch   grows with the root of the run's tokens (Zhang et al. 2024, arXiv:2410.21676)
-    rates   grow with the root of the batch; AdamW's falls with the root of the width, Muon's does not depend on it
+    rates   grow with the root of the batch, and a short run of small batches keeps those of the reference: it has few steps; AdamW's falls
+            with the root of the width, Muon's does not depend on it
     forget  a text that comes again and again is learned by heart: the weights decay the more, the more often it comes, and dropout helps,
             of activations and of words (decay thirty times the usual is best where data run out: Kim et al. 2025, arXiv:2509.14786)
 """
@@ -120,7 +121,7 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
             depth += 1
     total = planned(depth)
     rows = max(world, 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block))))
-    larger, epochs = math.sqrt(rows * block / BATCH), total / tokens
+    larger, epochs = max(1.0, math.sqrt(rows * block / BATCH)), total / tokens
     dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
