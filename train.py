@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -242,7 +243,6 @@ class Trainer:
         Out of memory halves the micro-batch and starts the step again: the global batch, and so the run, stays the same.
         """
         batch = tuple(part.to(self.device, non_blocking=True) for part in self.task.batch(self.progress.step))
-        random = self.random_state()
         while True:
             try:
                 return self.micro_steps(batch)
@@ -250,9 +250,9 @@ class Trainer:
                 if not out_of_memory(error):
                     raise
             self.halve()
-            self.set_random_state(random)  # the step begins again, and so does its dropout
 
     def micro_steps(self, batch: tuple[Tensor, ...]) -> float:
+        torch.manual_seed(self.seed_of_step())
         ends = self.task.cuts(batch, self.progress.micro_batch)
         total = torch.zeros((), device=self.device)
         for start, end in itertools.pairwise([0, *ends]):
@@ -262,6 +262,11 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return float(total)
+
+    def seed_of_step(self) -> int:
+        """What is dropped out in a step follows from its number, on each rank by itself: a step that is done again is the same step."""
+        drawn = np.random.SeedSequence((self.config.seed, self.progress.step, self.ranks.rank))
+        return int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def meeting(self, last: bool):
         """Whether the ranks' gradients meet after this micro-step: on the last, or on each where whole ones take too much room."""
@@ -424,18 +429,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            **self.random_state(),
             "budget": self.budget,
         }
-
-    def random_state(self) -> dict[str, Tensor | None]:
-        gpu = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return {"random": torch.get_rng_state(), "random_gpu": gpu}
-
-    def set_random_state(self, saved: dict[str, Any]) -> None:
-        torch.set_rng_state(saved["random"].cpu())
-        if saved["random_gpu"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random_gpu"].cpu(), self.device)
 
     def restore(self, content: dict[str, Any]) -> None:
         """Takes a checkpoint's state over, to the last bit."""
@@ -446,7 +441,6 @@ class Trainer:
         self.scaler.load_state_dict(saved["scaler"])
         if self.average:
             self.average.load_state_dict(saved["average"])
-        self.set_random_state(saved)
         self.progress = Progress(**saved["progress"])
         self.budget = saved["budget"]
         self.saved_step = self.numbered_step = self.progress.step
@@ -595,7 +589,7 @@ def verify_resume(trainer: Trainer) -> str:
             f"{between}, replayed, differ from the run in {len(differing)} of {len(pairs)} values, first {differing[0]}. "
             "On a GPU that may be; on a CPU please report it."
         )
-    return f"resume verified: {between} replayed; {len(pairs)} values of weights, optimizer and random states identical to the last bit"
+    return f"resume verified: {between} replayed; {len(pairs)} values of weights and optimizers identical to the last bit"
 
 
 def unlike(pairs: list[tuple[tuple[str, Any], tuple[str, Any]]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -107,6 +108,17 @@ def test_a_resumed_text_run_is_the_straight_run(tmp_path, monkeypatch, architect
 Trainer = train.Trainer
 
 
+def test_what_is_dropped_out_follows_from_step_and_rank(tmp_path):
+    """Ranks whose batches have other shapes draw other amounts, so no state of one of them could be passed on to all."""
+    trainer, seeds = line_trainer(tmp_path, dropout=0.3), {}
+    for trainer.progress.step in (0, 1, 10**9):
+        for rank in (0, 1):
+            trainer.ranks = dataclasses.replace(trainer.ranks, rank=rank)
+            seeds[trainer.progress.step, rank] = trainer.seed_of_step()
+            assert trainer.seed_of_step() == seeds[trainer.progress.step, rank]
+    assert len(set(seeds.values())) == 6
+
+
 def rewrite(path, change) -> None:
     """A checkpoint as another version would have written it."""
     held = torch.load(path, weights_only=True)
@@ -203,11 +215,7 @@ def flip_moment(content) -> None:
     content["training"]["optimizers"][0]["state"][0]["exp_avg_sq"].view(torch.int32)[0, 0] ^= 1
 
 
-def other_random(content) -> None:
-    content["training"]["random"][2000] ^= 1  # a word that the ten steps draw from
-
-
-@pytest.mark.parametrize("change", [flip_weight, flip_moment, other_random])
+@pytest.mark.parametrize("change", [flip_weight, flip_moment])
 def test_verify_resume_finds_one_changed_bit(tmp_path, change):
     ended(line_trainer(tmp_path, dropout=0.3))
     tampered(tmp_path, "last.pt", change)
@@ -215,10 +223,9 @@ def test_verify_resume_finds_one_changed_bit(tmp_path, change):
         verify_resume(line_trainer(tmp_path, dropout=0.3))
 
 
-@pytest.mark.parametrize("change", [flip_weight, other_random])
-def test_verify_resume_finds_a_changed_start(tmp_path, change):
+def test_verify_resume_finds_a_changed_start(tmp_path):
     ended(line_trainer(tmp_path, dropout=0.3))
-    tampered(tmp_path, "previous.pt", change)
+    tampered(tmp_path, "previous.pt", flip_weight)
     with pytest.raises(UserError, match="replayed"):
         verify_resume(line_trainer(tmp_path, dropout=0.3))
 

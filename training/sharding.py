@@ -63,10 +63,9 @@ def pieces(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def scatter(whole: nn.Module | None, model: nn.Module, ranks: Ranks) -> None:
-    """Fills the shards from a whole model, which only the first rank holds, on its CPU; then all have its random state."""
+    """Fills the shards from a whole model, which only the first rank holds, on its CPU."""
     source, mesh = dict(whole.named_parameters()) if whole else {}, mesh_of(ranks)
     for name, param in model.named_parameters():
         like = {"dtype": param.dtype, "device": ranks.device}
         full = source[name].to(**like) if whole else torch.empty(param.shape, **like)
         param.copy_(distribute_tensor(full, mesh, [Shard(0)]))
-    torch.set_rng_state(ranks.share(torch.get_rng_state))
