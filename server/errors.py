@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
 import sys
 from itertools import groupby
@@ -176,10 +177,12 @@ def of_a_union(mistake: dict[str, Any]) -> tuple[tuple, str]:
     return (), ""
 
 
-def distance(mistakes: list[dict[str, Any]]) -> tuple[bool, int, int]:
-    """How far what was sent is from one member of a union: is it of another kind altogether; how many parts are; all mistakes."""
+def distance(mistakes: list[dict[str, Any]]) -> tuple[bool, list[float], int, int]:
+    """How far what was sent is from one member of a union: is it of another kind altogether; how soon is the first part that is wrong;
+    how many parts are of another kind; all mistakes."""
     kinds = [each for each in mistakes if each["type"].endswith("_type")]
-    return any(is_member(each["loc"][-1]) for each in kinds), len(kinds), len(mistakes)
+    sooner = [*(-part for part in mistakes[0]["loc"] if isinstance(part, int)), math.inf]  # a list is read up to its first mistake
+    return any(is_member(each["loc"][-1]) for each in kinds), sooner, len(kinds), len(mistakes)
 
 
 def is_member(part: str | int) -> bool:
@@ -192,6 +195,10 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
     place, kind = place_of(mistake), mistake["type"]
     if kind == "string_unicode":
         return f"{place or 'the body'}: a name in it holds half of a surrogate pair, which is no character"
+    if kind in ("too_short", "too_long"):
+        limits, short = mistake["ctx"], kind == "too_short"
+        wanted = f"{limits['min_length']} at least" if short else f"{limits['max_length']} at most"
+        return f"{place or 'the body'} has a length of {limits['actual_length']}: it must be {wanted}"
     if place is None:
         return "the body must be a JSON object, sent with the header Content-Type: application/json"
     if kind == "missing":
@@ -199,10 +206,6 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(place, fields, 1, 0.6)
         return f"there is no field '{place}': {f'perhaps {near[0]} was meant' if near else 'leave it out'}"
-    if kind in ("too_short", "too_long"):
-        limits, short = mistake["ctx"], kind == "too_short"
-        wanted = f"{limits['min_length']} at least" if short else f"{limits['max_length']} at most"
-        return f"{place} has a length of {limits['actual_length']}: it must be {wanted}"
     message = mistake["msg"].removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}"
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from config import take
 from inference.request import MOST_LOGPROBS, Settings
 from server.errors import ApiError
-from server.schemas import ContentPart, content_of, parts_of
+from server.schemas import Biases, ContentPart, content_of, listed, parts_of
 
 MOST_CHOICES = 16  # texts for one prompt
 MOST_TEXTS = 64  # texts for one HTTP request: prompts times choices
@@ -41,8 +41,6 @@ Words = Annotated[str, AfterValidator(characters)]
 Stop = Annotated[Words, Field(max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-BiasKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
 class Sent(BaseModel):
@@ -73,7 +71,7 @@ class Options(Sent):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[BiasKey, Bias], Field(max_length=1000)] | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=0, le=10**9)
@@ -119,7 +117,7 @@ class Options(Sent):
 class Completion(Options):
     """The body of `POST /v1/completions`."""
 
-    prompt: Words | list[Words] | list[TokenId] | list[list[TokenId]] | None = None
+    prompt: Words | listed(Words) | listed(TokenId) | listed(listed(TokenId)) | None = None
     echo: bool | None = Field(None, description="begin the text with the prompt")
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
@@ -153,7 +151,7 @@ class ChatMessage(Sent):
 class ChatCompletion(Options):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: listed(ChatMessage) = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="tokens to write at most")
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from config import SamplingConfig
 from inference.request import MOST_LOGPROBS, Settings
 from server.sessions import SESSION_ID
 
+MOST_BIASES, MOST_FIELDS = 1000, 1000  # more of them are counted, not looked at
 FIELDS = {item.name: item for item in dataclasses.fields(SamplingConfig)}
 
 
@@ -24,18 +25,43 @@ def whole(text: str) -> str:
     return text
 
 
+def listed(kind: Any) -> Any:
+    """A list that is refused at its first mistake. Told of each one, a long list that is wrong throughout holds up the server."""
+    return Annotated[list[kind], Field(fail_fast=True)]
+
+
+def too_long(given: dict, most: int) -> PydanticCustomError:
+    limits = {"max_length": most, "actual_length": len(given)}
+    return PydanticCustomError("too_long", "Should have {max_length} items at most, not {actual_length}", limits)
+
+
+def few(given: Any) -> Any:
+    """A mapping of a thousand entries at most, counted before any of them is looked at."""
+    if isinstance(given, dict) and len(given) > MOST_BIASES:
+        raise too_long(given, MOST_BIASES)
+    return given
+
+
 Text = Annotated[str, AfterValidator(whole)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenIds = Annotated[list[TokenId], Field(max_length=10**5)]
+TokenIds = Annotated[listed(TokenId), Field(max_length=10**5)]
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Biases = Annotated[dict[BiasKey, Bias], BeforeValidator(few)]
 
 
 class Strict(BaseModel):
     """No conversions, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def has_few_fields(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and len(sent) > MOST_FIELDS:
+            raise too_long(sent, MOST_FIELDS)
+        return sent
 
 
 def sampling(name: str, **limits: float) -> Any:
@@ -78,7 +104,7 @@ class ContentPart(Strict):
 
 def content_of(part: type[ContentPart]) -> Any:
     """The type of a message's content, a text or parts. It looks which of both was meant, so that a mistake is told once."""
-    text, parts = Annotated[Text, Tag("[text]")], Annotated[list[part], Tag("[parts]")]
+    text, parts = Annotated[Text, Tag("[text]")], Annotated[listed(part), Tag("[parts]")]
     return Annotated[text | parts, Discriminator(lambda sent: "[parts]" if isinstance(sent, list) else "[text]")]
 
 
@@ -106,7 +132,7 @@ class GenerateRequest(Strict):
     """A prompt or a conversation, and how to go on from it."""
 
     prompt: Text | None = Field(None, description="the text to go on from; may be empty")
-    messages: Annotated[list[Said], Field(min_length=1, max_length=10**4)] | None = Field(
+    messages: Annotated[listed(Said), Field(min_length=1, max_length=10**4)] | None = Field(
         None, description="a conversation to answer, in place of a prompt"
     )
     prefix_ids: TokenIds = Field([], description="token ids that the text begins with")
@@ -118,7 +144,7 @@ class GenerateRequest(Strict):
     repetition_penalty: float = sampling("repetition_penalty", ge=0.01, le=100)
     presence_penalty: float = sampling("presence_penalty", ge=-2, le=2)
     frequency_penalty: float = sampling("frequency_penalty", ge=-2, le=2)
-    logit_bias: dict[BiasKey, Bias] = Field({}, max_length=1000, description="added to the logits of these token ids")
+    logit_bias: Biases = Field({}, description="added to the logits of these token ids")
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] = Field([], description="texts to end before")
     stop_ids: list[TokenId] = Field([], max_length=64, description="token ids to end before")
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same text; null draws one")

@@ -15,6 +15,7 @@ import torch
 from config import ServeConfig
 from inference.request import Request, Settings
 from inference.sampling import start_ids
+from server import errors
 from server.schemas import GenerateRequest
 from server.score import windows
 from tests.live import KEY, load, save, serving, wait_until
@@ -310,13 +311,36 @@ def test_a_misspelt_field_gets_a_hint_and_no_value_is_repeated(client):
 
 def test_a_body_of_very_many_mistakes_is_refused_at_once(client, monkeypatch):
     """Only some of them are put into words, which takes a while each, and everyone waits meanwhile."""
-    from server import errors
-
     said, sentence = [], errors.sentence
     monkeypatch.setattr(errors, "sentence", lambda *args: said.append(1) or sentence(*args))
-    answer = client.post("/v1/generate", json={"prompt": "a", **{f"x{n}": 0 for n in range(1500)}})
+    answer = client.post("/v1/generate", json={"prompt": "a", **{f"x{n}": 0 for n in range(900)}})
     assert "there is no field" in refused(answer, 422)["message"]
     assert 0 < len(said) <= errors.MOST_READ
+
+
+MANY = {f"x{n}": 0 for n in range(1500)}
+PICTURE = {"type": "image_url", "image_url": MANY}
+FLOODS = {
+    "prompts": ("/v1/completions", {"prompt": [{}] * 4000}, "prompt"),
+    "lists of ids": ("/v1/completions", {"prompt": [[1.5]] * 2000}, "prompt"),
+    "messages": ("/v1/chat/completions", {"messages": [{}] * 4000}, "messages.0"),
+    "parts": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * 4000}]}, "messages.0.content.0"),
+    "a picture's": ("/v1/generate", {"messages": [{"role": "user", "content": [PICTURE]}]}, "messages.0.content.0.image_url has a length"),
+    "biases": ("/v1/generate", {"prompt": "", "logit_bias": MANY}, "logit_bias has a length of 1500"),
+    "prefix": ("/v1/generate", {"prompt": "", "prefix_ids": [1.5] * 3000}, "prefix_ids"),
+    "fields": ("/v1/generate", MANY, "the body has a length of 1500: it must be 1000 at most"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_large_body_that_is_wrong_throughout_is_not_looked_at_throughout(client, monkeypatch, flood):
+    """pydantic would tell of each mistake, for seconds in which all others wait."""
+    counts = []
+    monkeypatch.setattr(errors, "meant", lambda mistakes: counts.append(len(mistakes)) or mistakes)
+    path, body, told = FLOODS[flood]
+    answer = client.post(path, json={"model": "default", **body} if path != "/v1/generate" else body)
+    assert told in answer.json()["error"]["message"] and answer.status_code in (400, 422)
+    assert counts[0] <= 8
 
 
 def test_a_prompt_longer_than_the_context_is_refused(client):
