@@ -12,29 +12,36 @@ class Transcript:
     def __init__(self, request: Request, tokenizer: Tokenizer):
         self.request, self.eot = request, tokenizer.eot
         self.decoder = StreamDecoder(tokenizer)
-        self.decoder.push(*request.settings.prefix_ids)  # which may end within a character
         self.stops = [stop for stop in request.settings.stop if stop]  # an empty one stops nothing
-        self.held = ""  # text that may yet turn out to be the beginning of a stop string
+        self.held = self.decoder.push(*request.settings.prefix_ids)  # text that may yet turn out to be the beginning of a stop string
+        self.held = self.held[len(self.held) - self.undecided() :]
+        self.known = len(self.held)  # characters of it that the prefix had: they are not told again
 
     def push(self, token: int) -> tuple[str, str, str | int | None]:
         """Takes one more token: the text that became certain, why it ends here ("" if it goes on), and what stopped it."""
         settings = self.request.settings
         if token in settings.stop_ids:
-            return self.close(), "stop", token
+            return self.new(self.close()), "stop", token
         if token == self.eot and not settings.ignore_eos:
-            return self.close(), "stop", None
+            return self.new(self.close()), "stop", None
         self.request.ids.append(token)
         self.held += self.decoder.push(token)
         at, stop = self.first_stop()
         if stop:
-            return self.held[:at], "stop", stop
+            return self.new(self.held[:at]), "stop", stop
         if self.request.written >= settings.max_new_tokens:
             text = self.close()
             at, stop = self.first_stop()
-            return (text[:at], "stop", stop) if stop else (text, "length", None)
+            return (self.new(text[:at]), "stop", stop) if stop else (self.new(text), "length", None)
         keep = self.undecided()
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return text, "", None
+        return self.new(text), "", None
+
+    def new(self, text: str) -> str:
+        """What of a text that goes out was not in the prefix."""
+        known = min(self.known, len(text))
+        self.known -= known
+        return text[known:]
 
     def close(self) -> str:
         """All that was held back, now that nothing follows."""
@@ -42,8 +49,8 @@ class Transcript:
         return self.held
 
     def first_stop(self) -> tuple[int, str]:
-        """Where the first stop string begins, and which one; ("" if there is none)."""
-        found = [(at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        """Where the first stop string begins, and which one; ("" if there is none). One that is all in the prefix stops nothing."""
+        found = [(at, stop) for stop in self.stops if (at := self.held.find(stop, max(0, self.known - len(stop) + 1))) >= 0]
         return min(found, default=(-1, ""))
 
     def undecided(self) -> int:

@@ -30,18 +30,33 @@ WAIT = 2.0  # seconds for another process's lock
 THREADS = 4
 PROBE_EVERY = 1.0  # seconds
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
+CREATE TABLE sessions (
     key INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
     UNIQUE (owner, name)
 );
-CREATE INDEX IF NOT EXISTS sessions_by_use ON sessions (used);
-CREATE TABLE IF NOT EXISTS turns (
+CREATE INDEX sessions_by_use ON sessions (used);
+CREATE TABLE turns (
     session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE, number INTEGER NOT NULL,
     created REAL NOT NULL, model TEXT NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (session, number)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS probe (one INTEGER PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE probe (one INTEGER PRIMARY KEY, at REAL NOT NULL);
 """
+
+
+def is_ours(connection: sqlite3.Connection) -> bool:
+    """Whether a file holds sessions; False where it holds nothing yet.
+
+    Raises:
+        sqlite3.DatabaseError: when it holds something else.
+    """
+    [[application, version, tables]] = connection.execute(
+        "SELECT application_id, user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_application_id, pragma_user_version"
+    )
+    ours = application == APPLICATION and version == VERSION
+    if not ours and (application or version or tables):
+        raise sqlite3.DatabaseError("it belongs to another program or version")
+    return ours
 
 
 class Sessions:
@@ -74,17 +89,15 @@ class Sessions:
         [[found]] = connection.execute("PRAGMA quick_check(1)")
         if found != "ok":
             raise sqlite3.DatabaseError(found)
-        [[application]], [[version]] = (
-            connection.execute(f"PRAGMA {each}") for each in ("application_id", "user_version")
-        )
-        if application == APPLICATION and version == VERSION:
+        ours = is_ours(connection)
+        with contextlib.suppress(sqlite3.OperationalError):  # locked: another one that makes this file does it just now
+            connection.execute("PRAGMA journal_mode = WAL")
+        if ours:
             return
-        if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise sqlite3.DatabaseError("it belongs to another program or version")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        with self.writing():  # all of it or nothing, whether this process is killed or another one begins as well
+            if not is_ours(connection):
+                for statement in (*SCHEMA.split(";"), f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
+                    connection.execute(statement)
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection."""

@@ -435,6 +435,12 @@ def test_a_text_may_begin_within_a_character_or_with_a_stop_string(small):
     assert request.text == "日 ", "the last byte of the character is the first that is written"
     [request] = told(small, "END is near. END", prefix_ids=tuple(b"END i"), stop=("END",))
     assert request.text == "s near. "
+    [request] = told(small, "Hi\nUser: more", prefix_ids=tuple(b"Hi\nUs"), stop=("\nUser:",))
+    assert (request.text, request.finish_reason) == ("", "stop"), "a stop string may begin in the prefix"
+    [request] = told(small, "Hi\nUseful", prefix_ids=tuple(b"Hi\nUs"), stop=("\nUser:",))
+    assert request.text == "eful"
+    [request] = told(small, "xabz xabq.", prefix_ids=tuple(b"xab"), stop=("ab", "xabq"))
+    assert request.text == "z x", "one that is all in the prefix stops nothing, though a longer one may have begun there"
     [request] = told(small, "abcd", prefix_ids=tuple(b"ab"), max_new_tokens=1)
     assert (request.text, request.prompt_length, request.written) == ("c", 3, 1)
 

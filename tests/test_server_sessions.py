@@ -125,6 +125,34 @@ def test_only_the_owner_of_the_file_reads_it(tmp_path):
             assert path.stat().st_mode & 0o077 == 0, path
 
 
+def test_a_file_whose_making_was_broken_off_is_made_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "SCHEMA", sessions.SCHEMA + "no statement")
+        with pytest.raises(UserError):
+            Sessions(str(tmp_path / "s.db"), 30, 10)
+    kept = Sessions(str(tmp_path / "s.db"), 30, 10)
+    assert kept.begin("me", "s", 5) == []
+    kept.close()
+
+
+def test_two_that_make_the_file_at_once_share_it(tmp_path):
+    for n in range(10):
+        made, ready = [], threading.Barrier(3)
+
+        def make(path: str, made=made, ready=ready) -> None:
+            ready.wait()
+            made.append(Sessions(path, 30, 10))
+
+        makers = [threading.Thread(target=make, args=[str(tmp_path / f"{n}.db")]) for _ in range(3)]
+        for each in makers:
+            each.start()
+        for each in makers:
+            each.join()
+        for kept in made:
+            kept.close()
+        assert len(made) == 3
+
+
 def test_deleted_text_is_gone_from_the_file(tmp_path):
     with opened(tmp_path / "sessions.db") as kept:
         add(kept, prompt="a very private thing")
