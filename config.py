@@ -287,7 +287,7 @@ class SamplingConfig:
 
     max_new_tokens: int = setting(200, "tokens to write at most")
     temperature: float = setting(0.8, "below 1 is safer, above 1 wilder, 0 always takes the likeliest token")
-    top_k: int = setting(0, "sample among the k likeliest tokens; 0 is all")
+    top_k: int = setting(0, "sample among the k likeliest tokens, and those equal to the last of them; 0 is all")
     top_p: float = setting(1.0, "sample among the likeliest tokens that hold this much probability together")
     min_p: float = setting(0.0, "drop tokens less likely than this share of the likeliest")
     repetition_penalty: float = setting(1.0, "above 1 makes tokens that were already used less likely")

@@ -396,7 +396,7 @@ class Engine:
             return ()
         most = slot.request.settings.logprobs or 0
         rows = hidden[0, : len(following)]  # (T, C)
-        if most:
+        if most or self.quantized:  # as it writes: in int8 the head is another one
             return tuple(report(self.model.logits(rows), following, most))
         targets = torch.tensor(following, device=self.device)
         losses = token_losses(rows, self.model.head.weight[: self.model.config.vocab_size], targets).tolist()

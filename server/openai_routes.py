@@ -21,23 +21,21 @@ from server.auth import Caller, caller
 from server.errors import ApiError, validation_error
 from server.openai_schemas import MOST_TEXTS, ChatCompletion, Completion
 from server.openai_texts import ChatText, CompletionText, Text
-from server.openai_writing import respond
+from server.openai_writing import openai_statuses, respond
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens
 
 
 class OpenAIRoute(APIRoute):
-    """OpenAI says 400 where the rest of this server says 422, and its clients raise their errors by the status."""
+    """Statuses as OpenAI's."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
         handle = super().get_route_handler()
 
         async def handle_as_openai(request: Request) -> Response:
             try:
-                return await handle(request)
-            except ApiError as error:
-                error.status = 400 if error.status == 422 else error.status
-                raise
+                with openai_statuses():
+                    return await handle(request)
             except RequestValidationError as error:
                 response = await validation_error(request, error)
                 response.status_code = 400

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from server.errors import ApiError
 from server.openai_schemas import Options
 from server.openai_texts import Text
 from server.stream import EventStream
+
+MOST_REPORTED = 2**17  # log-probabilities in the texts of one request
 
 
 @dataclass
@@ -60,12 +62,13 @@ async def respond(
         ApiError: when the queue is full or the model fails, before anything was answered.
     """
     check_room(engine, [len(text.ids) for text in texts])
+    check_report(texts)
     envelope, prompts = Envelope(engine, texts[0], more), len(texts) // body.choices
     if body.stream:
         return EventStream(events(request, envelope, texts, who, prompts if body.include_usage else 0))
     async with writing(request, engine, texts, who) as running:
         answers = await asyncio.gather(*(answer.whole(request, each) for each in running))
-    choices = [text.choice(each) for text, each in zip(texts, answers, strict=True)]
+    choices = await asyncio.to_thread(lambda: [text.choice(each) for text, each in zip(texts, answers, strict=True)])
     return JSONResponse(envelope.answer(choices, total((each.usage for each in answers), prompts)))
 
 
@@ -81,12 +84,37 @@ def check_room(engine: Engine, lengths: list[int]) -> None:
         raise ApiError(400, message, param="prompt")
 
 
+@contextmanager
+def openai_statuses() -> Iterator[None]:
+    """OpenAI says 400 where the rest of this server says 422, and its clients raise their errors by the status."""
+    try:
+        yield
+    except ApiError as error:
+        error.status = 400 if error.status == 422 else error.status
+        raise
+
+
+def check_report(texts: list[Text]) -> None:
+    """Refuses more log-probabilities than may be put together while others wait.
+
+    Raises:
+        ApiError: 400.
+    """
+    told = [(each.settings, len(each.ids)) for each in texts if each.settings.logprobs is not None]
+    places = sum(settings.max_new_tokens + settings.prompt_logprobs * prompt for settings, prompt in told)
+    if len(told) > 1 and places * (1 + told[0][0].logprobs) > MOST_REPORTED:
+        message = f"{len(texts)} texts with {places} tokens and so many log-probabilities at each are more than this server reports at once"
+        raise ApiError(400, f"{message}: ask for fewer texts, or lower max_tokens.", param="logprobs")
+
+
 @asynccontextmanager
 async def writing(request: Request, engine: Engine, texts: list[Text], who: Caller) -> AsyncIterator[list[Generation]]:
     """All the texts on their way; if one is refused, none is written."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        yield [await enter(answer.generation(request, engine, text.ids, text.settings, who, text.media)) for text in texts]
+        with openai_statuses():  # a stream is refused when its answer begins, out of its route's reach
+            running = [await enter(answer.generation(request, engine, text.ids, text.settings, who, text.media)) for text in texts]
+        yield running
 
 
 async def events(

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from config import UserError
 from inference.request import Busy
 from tests.live import KEY, load, save, serving, wait_until
 
@@ -490,6 +491,21 @@ def test_the_client_comes_back_when_the_queue_was_full(client, full, stream):
     patient = client.with_options(max_retries=2)
     assert list(patient.completions.create(model="default", prompt="x", max_tokens=1, stream=stream))
     assert len(came) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_refuses_is_a_bad_request_streamed_too(complete, host, monkeypatch, stream):
+    def refuse(request):
+        raise UserError("the prompt ends where nothing can follow.")
+
+    monkeypatch.setattr(host.engine, "submit", refuse)
+    assert "nothing can follow" in refused(complete, stream=stream).body["message"]
+
+
+def test_more_logprobs_than_one_answer_may_hold_are_refused(complete):
+    told = refused(complete, n=16, max_tokens=4096, logprobs=20).body
+    assert "16 texts with 65536 tokens" in told["message"] and told["param"] == "logprobs"
+    assert len(complete(n=2, max_tokens=8, logprobs=20).choices) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -224,3 +224,15 @@ def test_the_dtype_is_the_one_that_is_clearly_faster(monkeypatch, seconds, dtype
     taken = dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
     monkeypatch.setattr(weights, "trial", taken.__getitem__)
     assert weights.fastest_dtype(torch.device("cpu")) == dtype
+
+
+def test_in_int8_a_text_is_as_likely_whatever_is_reported(tiny_model):
+    """Its head is another one than the embedding's, and what is written and what is scored must use the same."""
+    model = tiny_model()
+    weights.prepare(model, torch.bfloat16, int8=True)
+    engine, found = Engine(model, ByteTokenizer(), slots=1, quantized=True), []
+    for logprobs in (None, 3):
+        pieces = []
+        engine.run([Request(list(b"some text"), Settings(max_new_tokens=0, prompt_logprobs=True, logprobs=logprobs), pieces.append)])
+        found.append([token.logprob for piece in pieces for token in piece.prompt])
+    assert found[0] == found[1] and len(found[0]) == 8
