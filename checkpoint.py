@@ -283,7 +283,7 @@ def average(paths: list[Path]) -> dict[str, Any]:
     Raises:
         UserError: when they are not of one model.
     """
-    contents = [load(path) for path in paths]
+    contents = [weights_of(path) for path in paths]
     newest = max(contents, key=lambda content: content["provenance"]["step"])
     for path, content in zip(paths, contents, strict=True):
         if content["config"] != newest["config"] or content["tokenizer"] != newest["tokenizer"]:
@@ -294,9 +294,17 @@ def average(paths: list[Path]) -> dict[str, Any]:
         name: torch.stack([content["model"][name].double() for content in contents]).mean(0).to(weight.dtype)
         for name, weight in newest["model"].items()
     }
-    newest["provenance"]["averaged"] = [content["provenance"]["step"] for content in contents]
-    newest.pop("training", None)
+    newest["provenance"] |= {
+        "averaged": [content["provenance"]["step"] for content in contents], "val_loss": None, "val_bpb": None,  # nobody scored this one
+    }  # fmt: skip
     return newest
+
+
+def weights_of(path: Path) -> dict[str, Any]:
+    """A checkpoint without what only training needs, which is twice the weights again."""
+    content = load(path)
+    content.pop("training", None)
+    return content
 
 
 def sync_folder(folder: Path) -> None:

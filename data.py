@@ -211,23 +211,29 @@ def prepare(
     return open_corpus(folder)
 
 
+def holds_shards(folder: Path | str) -> bool:
+    """Whether `--data` names token shards, rather than a folder of texts in which somebody keeps a meta.json."""
+    return all((Path(folder) / name).exists() for name in ("meta.json", "train.idx"))
+
+
 def open_corpus(folder: Path) -> Corpus:
     """A folder of token shards.
 
     Raises:
         UserError: when the folder is not whole.
     """
+    mend = "delete the folder and start again" if folder.parent == DATA else "make the shards again, or pass the text as --data"
     try:
         meta = json.loads((folder / "meta.json").read_text())
         corpus = Corpus(folder, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), meta)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{folder} holds no whole token shards ({error}): delete the folder and start again."
+            f"{folder} holds no whole token shards ({error}): {mend}."
         ) from error
     for split in ("train", "val"):
         held, wanted = len(getattr(corpus, split)), meta[split]["tokens"]
         if held != wanted:
-            raise UserError(f"{folder} has {held} of {wanted} {split} tokens: delete the folder and start again.")
+            raise UserError(f"{folder} has {held} of {wanted} {split} tokens: {mend}.")
     return corpus
 
 
@@ -387,11 +393,12 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
     if source.val:
         return lambda: itertools.chain(named("train", source.train()), named("val", source.val()))
     sizes: dict[bytes, int] = {}
-    for mark, piece, _ in marked(itertools.islice(source.train(), 100 * FEW)):
+    pieces = marked(source.train())
+    for mark, piece, _ in itertools.islice(pieces, 100 * FEW):
         sizes[mark] = sizes.get(mark, 0) + len(tokenizers.to_bytes(piece))
         if len(sizes) >= FEW:
             share = min(fraction, VAL_BYTES / source.n_bytes) if source.n_bytes else fraction
-            below = max(int(share * 2**64), int.from_bytes(min(sizes)) + 1 if fraction else 0)  # at least one validates
+            below = threshold(share, itertools.chain(sizes, (mark for mark, _, _ in pieces)))
             return lambda: by_document(source, lambda mark, below=below: int.from_bytes(mark) < below)
     total = sum(sizes.values())
     if len(sizes) == 1:
@@ -404,6 +411,17 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
     if fraction and sizes and not chosen:  # all are larger than the share
         chosen.add(min(sizes, key=lambda mark: (sizes[mark], mark)))
     return lambda: by_document(source, chosen.__contains__)
+
+
+def threshold(share: float, marks: Iterable[bytes]) -> int:
+    """Documents whose marks are below it validate: a share of them, and one at least of those that are read here for it, which are
+    as many as are needed to find one."""
+    below, least = int(share * 2**64), 2**64
+    for mark in itertools.islice(marks, int(20 / share)) if share else ():
+        least = min(least, int.from_bytes(mark))
+        if least < below:
+            return below
+    return least + 1 if share else 0
 
 
 def reader(source: Source, split: Callable[[], Iterator]) -> Callable[[], Iterator[tuple[str, str, bool]]]:
@@ -436,7 +454,16 @@ def marked(pieces: Iterator[Piece]) -> Iterator[tuple[bytes, str, bool]]:
 
 
 def by_document(source: Source, is_val: Callable[[bytes], bool]) -> Iterator[tuple[str, str, bool]]:
-    return (("val" if is_val(mark) else "train", text, ends) for mark, text, ends in marked(source.train()))
+    """Each document on its side. When enough validate, further ones train, but for copies of those that do."""
+    validating: set[bytes] = set()
+    room = VAL_BYTES
+    for mark, text, ends in marked(source.train()):
+        if mark in validating or (room > 0 and is_val(mark)):
+            validating.add(mark)
+            room -= len(tokenizers.to_bytes(text))
+            yield "val", text, ends
+        else:
+            yield "train", text, ends
 
 
 def by_position(source: Source, fraction: float, total: int) -> Iterator[tuple[str, str, bool]]:

@@ -477,9 +477,10 @@ class Trainer:
         self.files.save_numbered(step, self.content(self.score_here(), training=True), self.config.keep)
 
     def score_here(self) -> Score | None:
-        """The score of this very step, where it was evaluated."""
+        """The score of this very step's weights, where they were evaluated. With a moving average that is another model's, which only
+        best_model.pt holds."""
         step, score = self.last_score or (-1, None)
-        return score if step == self.progress.step else None
+        return score if step == self.progress.step and not self.average else None
 
 
 def open_files(folder: Path, ranks: Ranks, fsdp: bool) -> Files:

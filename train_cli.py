@@ -257,6 +257,11 @@ def refuse_used(folder: Path) -> None:
         raise UserError(
             f"{folder} holds a run of {step} steps: pass --resume to go on with it, or another name with --run."
         )
+    if (folder / checkpoint.BEST).exists() and not (folder / checkpoint.LAST).exists():
+        raise UserError(
+            f"{folder} holds a model, {checkpoint.BEST}, that a run would replace: pass another name with --run. "
+            f"To train it further, pass --init_from {folder} as well."
+        )
 
 
 def asked_vocab_size(given: dict[str, Any], values: dict[str, Any]) -> int:
@@ -353,10 +358,14 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     """The tokenised corpus, with the tokenizer of a checkpoint `before` where there is one; where GPT-2's was only the default
     and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
-    from data import prepare
+    from data import holds_shards, prepare
     from sources import find_source
 
-    if (Path(config.data) / "meta.json").exists():
+    if holds_shards(config.data):
+        if values.get("modalities"):
+            raise UserError(
+                f"--data {config.data} holds token shards, which are text only: pass the rows with pictures and sounds, or leave --modalities out."
+            )
         return open_shards(config.data, tokenizers.from_dict(before["tokenizer"]) if before else None, "the model to start from"), config
     if values.get("modalities"):
         from multimodal.run import find_corpus as find_media
@@ -386,10 +395,15 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
     )
     for line in corpus.meta["skipped"]:
         say(f"note     {line}")
+    held_out = counts[1]["bytes"] / (counts[0]["bytes"] + counts[1]["bytes"])
+    if not source.val and held_out > 2 * config.val_fraction:
+        say(
+            f"note     {held_out:.0%} of the text validate, since documents stay whole: join the files to one to hold out {config.val_fraction:.0%}"
+        )
     return corpus, config
 
 
-def open_shards(folder: str, tokenizer, whose: str):
+def open_shards(folder: Path | str, tokenizer, whose: str):
     """A folder of token shards, for a model that has this tokenizer, if it has one.
 
     Raises:
@@ -589,7 +603,7 @@ def evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     import checkpoint
-    from data import prepare
+    import data
     from sources import find_source
     from training import distributed, process
     from training.evaluate import evaluate as score_text
@@ -604,10 +618,12 @@ def evaluate(argv: list[str]) -> int:
 
         evaluate_media(model, tokenizer, config, ranks, provenance, ROOT / config.log_dir / provenance["run"])
         return 0
-    if (Path(config.data) / "meta.json").exists():
-        corpus = open_shards(config.data, tokenizer, args.checkpoint)
+    own = data.DATA / provenance.get("data_hash", "")  # the run's text, as it was then
+    where = own if not args.data and data.holds_shards(own) else config.data
+    if data.holds_shards(where):
+        corpus = open_shards(where, tokenizer, args.checkpoint)
     else:
-        corpus = prepare(config, find_source(config), 0, tokenizer)
+        corpus = data.prepare(config, find_source(config), 0, tokenizer)
     score = score_text(model, corpus, model.config.block_size, ranks)
     print(f"{provenance['run']} step {provenance['step']} on {corpus.meta['source']}:")
     print(f"{score.loss:.4f} ± {score.loss_se:.4f} nats per token, perplexity {score.perplexity:.2f}")

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import checkpoint
 import config
 from config import PRESETS, ROOT, GenerateConfig, ModelConfig, TrainConfig
-from tests.runs import environment, main_here, small_run
+from tests.runs import environment, main_here, small_run, write_text
 
 VERBS = ["", "plan", "evaluate", "average", "export", "import", "compare", "watch"]
 
@@ -174,7 +175,7 @@ def trained(tmp_path_factory):
     """A run with three numbered checkpoints; its folder."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        assert main_here(folder, patch, *small_run(folder, save_interval=5, keep=3, architecture="modern")) == 0
+        assert main_here(folder, patch, *small_run(folder, save_interval=5, eval_interval=5, keep=3, architecture="modern")) == 0
     return folder
 
 
@@ -211,6 +212,31 @@ def test_evaluate_takes_another_text(trained, tmp_path, monkeypatch, capsys):
     assert "other.txt" in capsys.readouterr().out
 
 
+def test_a_folder_of_texts_may_hold_a_meta_json(tmp_path, monkeypatch, capsys):
+    (tmp_path / "texts").mkdir()
+    write_text(tmp_path / "texts" / "a.txt")
+    (tmp_path / "texts" / "meta.json").write_text('{"author": "me"}')
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, data=tmp_path / "texts")) == 0
+
+
+def test_shards_have_no_pictures(trained, monkeypatch, capsys):
+    shards = trained / "data" / checkpoint.load(best(trained))["provenance"]["data_hash"]
+    assert main_here(trained, monkeypatch, *small_run(trained, "sees", data=shards, modalities="image")) == 2
+    assert "leave --modalities out" in capsys.readouterr().err
+    (shards / "val_00000.bin").rename(shards / "away")
+    assert main_here(trained, monkeypatch, *small_run(trained, "half", data=shards)) == 2
+    assert "delete the folder and start again" in capsys.readouterr().err
+    (shards / "away").rename(shards / "val_00000.bin")
+
+
+def test_a_document_that_is_most_of_what_validates_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "texts").mkdir()
+    for n in range(3):
+        write_text(tmp_path / "texts" / f"{n}.txt", seed=n)
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, data=tmp_path / "texts")) == 0
+    assert "of the text validate, since documents stay whole" in capsys.readouterr().out
+
+
 def test_evaluate_takes_a_run_trained_on_shards(trained, monkeypatch, capsys):
     shards = trained / "data" / checkpoint.load(best(trained))["provenance"]["data_hash"]
     assert main_here(trained, monkeypatch, *small_run(trained, "shards", data=shards)) == 0
@@ -231,6 +257,26 @@ def test_average_of_the_best_takes_those_that_were_scored(trained, monkeypatch, 
     out = trained / "best.pt"
     assert main_here(trained, monkeypatch, "average", str(trained / "out" / "a"), "--best", "2", "--out", str(out)) == 0
     assert "10" in capsys.readouterr().out.split(" into ")[0]
+    assert checkpoint.load(out)["provenance"]["val_loss"] is None, "nobody scored the average"
+    told = refused(trained, monkeypatch, capsys, "average", str(trained / "out" / "a"), "--best", "3")
+    assert "2 of the 3 numbered checkpoints" in told and "--last" in told
+
+
+def test_with_a_moving_average_only_the_best_model_has_its_score(tmp_path, monkeypatch):
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, ema=0.9, save_interval=10, keep=2)) == 0
+    losses = {path.name: checkpoint.load(path)["provenance"]["val_loss"] for path in (tmp_path / "out" / "a").glob("*.pt")}
+    assert losses.pop("best_model.pt") > 0
+    assert len(losses) == 4 and set(losses.values()) == {None}
+
+
+def test_a_run_does_not_replace_a_model_that_stands_alone(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    alone = tmp_path / "out" / "a" / "best_model.pt"
+    alone.write_bytes(Path(best(trained)).read_bytes())
+    told = refused(tmp_path, monkeypatch, capsys, *small_run(tmp_path))
+    assert "--run" in told and "--init_from" in told
+    assert alone.read_bytes() == Path(best(trained)).read_bytes()
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "b")) == 0
 
 
 def test_average_without_numbered_checkpoints_names_the_flag(tmp_path, monkeypatch, capsys):

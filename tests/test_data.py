@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -89,6 +90,19 @@ def test_few_large_documents_do_not_exceed_the_validation_limit(source_of, monke
 def test_many_large_documents_leave_one_to_validate(source_of, monkeypatch):
     monkeypatch.setattr(data, "VAL_BYTES", 1)
     assert len(split(source_of(*(f"{n} " * 100 for n in range(300))))["val"]) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known size", "unknown size"])
+def test_of_a_large_text_no_more_than_the_limit_validates(source_of, monkeypatch, known):
+    """Not even where the first documents happen to have large marks, and not where nobody knows how large it is."""
+    monkeypatch.setattr(data, "VAL_BYTES", 2000)
+    for n in range(5):
+        texts = [f"{n} document {m} " * 5 for m in range(4000)]
+        source = dataclasses.replace(source_of(*texts, *texts[:2000]), n_bytes=sum(map(len, texts)) if known else 0)
+        sides = split(source)
+        assert not set(sides["train"]) & set(sides["val"])
+        assert 0 < sum(map(len, set(sides["val"]))) <= 2 * 2000
+        assert len(sides["train"]) + len(sides["val"]) == 6000
 
 
 @given(

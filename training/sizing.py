@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from config import DEEPEST, ModelConfig, TrainConfig, UserError, seconds
-from data import open_corpus
+from data import holds_shards, open_corpus
 from sources import find_source
 from tokenizer import automatic_vocab_size
 from training import plan
@@ -79,7 +79,7 @@ def line(values: dict[str, Any], config: TrainConfig) -> str:
 
 def text_size(config: TrainConfig, vocab_size: int) -> tuple[float, int]:
     """About how many tokens a text has that is not tokenised yet, and of how large a vocabulary."""
-    if (Path(config.data) / "meta.json").exists():
+    if holds_shards(config.data):
         corpus = open_corpus(Path(config.data))
         return len(corpus.train), corpus.tokenizer.vocab_size
     n_bytes = find_source(config).n_bytes or 10**9  # of an unknown size: enough

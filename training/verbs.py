@@ -26,8 +26,14 @@ def average(argv: list[str]) -> int:
     folder = Path(args.run)
     paths = checkpoint.numbered(folder)
     if args.best:
-        scored = sorted((checkpoint.load(path)["provenance"]["val_loss"] or float("inf"), path) for path in paths)
-        paths = [path for _, path in scored[: args.best]]
+        losses = {path: checkpoint.load(path)["provenance"]["val_loss"] for path in paths}
+        scored = sorted((path for path in paths if losses[path] is not None), key=losses.get)
+        if len(scored) < args.best:
+            raise UserError(
+                f"{len(scored)} of the {len(paths)} numbered checkpoints of {folder} have a validation loss, fewer than --best {args.best}: "
+                "pass --last K, or train with an --eval_interval that divides --save_interval."
+            )
+        paths = scored[: args.best]
     elif args.last:
         paths = paths[-args.last :]
     if len(paths) < 2 and any(folder.glob("step_*.dcp")):
