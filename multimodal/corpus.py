@@ -50,7 +50,7 @@ def named(config: TrainConfig, model: MediaModelConfig) -> list[str]:
     """The parts that --data names, `multimodal` for every embedded one that this model takes in.
 
     Raises:
-        UserError: for an embedded part that it does not take in.
+        UserError: for an embedded part that it does not take in, or with sounds that are longer than it hears.
     """
     names = [name.strip() for name in config.data.split(",") if name.strip()]
     able = [name for name, part in PARTS.items() if part.needs <= set(model.kinds)]
@@ -59,6 +59,13 @@ def named(config: TrainConfig, model: MediaModelConfig) -> list[str]:
         if name in PARTS and name not in able:
             wanted = ",".join(sorted(PARTS[name].needs))
             raise UserError(f"the data {name!r} needs a model that takes {wanted}: pass --modalities {wanted}, or leave it out of --data.")
+    longest = max((name for name in found if name in PARTS), key=lambda name: PARTS[name].seconds, default="")
+    if longest and PARTS[longest].seconds > model.audio_seconds:
+        told = f"{PARTS[longest].seconds:g}"
+        raise UserError(
+            f"the data {longest!r} has sounds of {told} s, and the model hears {model.audio_seconds:g} s (audio_seconds) at most: "
+            f"pass --audio_seconds {told}, or leave it out of --data."
+        )
     return list(dict.fromkeys(found))
 
 
@@ -81,7 +88,7 @@ def open_corpus(
     key = "|".join([embedded.fingerprint() if made else "", *made, *(rows.key for rows in own), str(config.val_fraction)])
 
     def samples() -> Iterator[tuple[str, Sample]]:
-        yield from embedded.rows(made, model.image_size)
+        yield from embedded.rows(made, model.image_size, model.audio_rate)
         for rows in own:
             yield from split_rows(rows, config.val_fraction)
             for reason, count in rows.skipped.counts.items():

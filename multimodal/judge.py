@@ -181,7 +181,7 @@ TASKS = {  # what is judged, on rows that training never met: the part, whether 
 def embedded_rows(parts: Iterable[str], config: MediaModelConfig, count: int) -> dict[str, list[Sample]]:
     """Fresh rows of some embedded parts, by the task that they are for."""
     return {
-        name: list(embedded.PARTS[part].make(count, FRESH, embedded.Setting(config.image_size, *held_out)))
+        name: list(embedded.PARTS[part].make(count, FRESH, embedded.Setting(config.image_size, *held_out, rate=config.audio_rate)))
         for name, (part, *held_out) in TASKS.items()
         if part in parts
     }

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 
 import checkpoint
-from config import ROOT, MediaModelConfig, ModelConfig, TrainConfig
+from config import ROOT, MediaModelConfig, ModelConfig, TrainConfig, UserError
 from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Request, Settings
 from model import GPT, IGNORE
-from multimodal import judge, shards
+from multimodal import embedded, judge, shards
 from multimodal.batches import collate, cuts, media_row
-from multimodal.corpus import MediaCorpus, open_corpus
+from multimodal.corpus import MediaCorpus, named, open_corpus
 from multimodal.fusion import Batch, MultimodalGPT
 from multimodal.samples import Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
@@ -479,13 +479,42 @@ def test_a_rows_words_are_what_it_is_asked_for():
 
 
 def test_a_picture_is_asked_several_things_in_training_and_one_when_judged():
-    from multimodal import embedded
-
     several = next(iter(embedded.questions(1, 0, embedded.Setting(16, questions=4))))
     assert [turn.role for turn in several.turns] == ["user", "assistant"] * 4
     assert sum(isinstance(part, Picture) for turn in several.turns for part in turn.parts) == 1
     assert len({turn.parts[-1] for turn in several.turns[::2]}) == 4, "each another question"
     assert len(next(iter(embedded.questions(1, 0, embedded.Setting(16)))).turns) == 2
+
+
+def test_the_embedded_speech_has_the_rate_of_the_model():
+    """The same words at another rate: as long in seconds, and the same wave where both have samples."""
+    for part in ("speech", "spoken-questions", "silence"):
+        for usual, finer in zip(*(embedded.PARTS[part].make(3, 0, embedded.Setting(16, rate=rate)) for rate in (8000, 16000)), strict=True):
+            [one], [two] = ([each.wave for each in judge.media(sample) if isinstance(each, Sound)] for sample in (usual, finer))
+            assert len(two) == 2 * len(one) <= 16000 * embedded.PARTS[part].seconds
+            assert two.dtype == np.float32 and np.corrcoef(one[100:-100], two[200:-200:2])[0, 1] > 0.99
+    fresh = judge.embedded_rows(["silence"], MediaModelConfig(**{**SHAPE, "vocab_size": 257, "audio_rate": 16000}), 2)
+    [usual, *_] = embedded.silences(1, judge.FRESH, embedded.Setting(16))
+    assert len(judge.media(fresh["silence"][0])[0].wave) == 2 * len(judge.media(usual)[0].wave)
+
+
+def test_a_corpus_has_the_embedded_speech_at_the_rate_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    model = MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_rate": 16000})
+    corpus = open_corpus(TrainConfig(data="silence", tokenizer="byte"), model, 0, None, progress=False)
+    [usual, *_] = embedded.silences(1, 0, embedded.Setting(16))
+    seconds = len(judge.media(usual)[0].wave) / 8000
+    assert len(corpus.train.media.spectrogram(0)) == int(100 * seconds)
+
+
+@pytest.mark.parametrize("data", ["multimodal", "silence,speech", "spoken-questions"])
+def test_embedded_speech_that_is_longer_than_the_model_hears_is_refused_before_it_is_made(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    config = TrainConfig(data=data, tokenizer="byte")
+    with pytest.raises(UserError, match="audio_seconds 3"):
+        open_corpus(config, MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_seconds": 2.0}), 0, None, progress=False)
+    assert not (tmp_path / "data").exists()
+    assert named(config, MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_seconds": 3.0}))
 
 
 def test_pieces_are_text():
