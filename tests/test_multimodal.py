@@ -129,20 +129,25 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(data):
 
 
 def test_a_batch_is_cut_into_as_many_pieces_as_asked_for_and_padded_least():
-    """Against all ways to cut."""
+    """Against all ways to cut, for blocks that are multiples of 16 and others."""
     random = np.random.default_rng(0)
-    for _ in range(20):
-        lengths = sorted(random.choice([*range(1, 70), 160], 24).tolist())
+    for micro, block in ((4, 10**8), (6, 10**8), (6, 160), (4, 100), (8, 100), (6, 200), (12, 10**8), (24, 10**8)):
+        for _ in range(20):
+            lengths, most = sorted(random.choice([*range(1, 70), min(block, 160), min(block, 200)], 24).tolist()), micro * block
 
-        def padded(ends, lengths=lengths):
-            return [(end - start) * -(-lengths[end - 1] // 16) * 16 for start, end in pairwise((0, *ends))]
+            def padded(ends, lengths=lengths, block=block):
+                return [(end - start) * min(block, -(-lengths[end - 1] // 16) * 16) for start, end in pairwise((0, *ends))]
 
-        for micro, most in ((4, 10**9), (6, 10**9), (6, 960), (12, 10**9), (24, 10**9)):
             places = range(math.gcd(micro, 8), 24, math.gcd(micro, 8))
             ways = [[*some, 24] for some in combinations(places, 24 // micro - 1)]
             found = cuts(lengths, micro, most)
             assert found in ways and max(padded(found)) <= most
             assert sum(padded(found)) == min(sum(padded(way)) for way in ways if max(padded(way)) <= most)
+
+
+def test_a_batch_of_rows_as_long_as_an_odd_block_is_cut():
+    ends = cuts([30] * 57 + [200] * 7, 8, 8 * 200)
+    assert len(ends) == 8 and ends[-1] == 64 and all(a < b for a, b in pairwise((0, *ends)))
 
 
 def test_only_answers_and_texts_are_learned(data):
