@@ -170,7 +170,7 @@ def mixed(shares: dict[str, float], mix: str) -> dict[str, float]:
             share = -1.0
         if name not in shares:
             near = difflib.get_close_matches(name, shares, 1, 0.5)
-            raise UserError(f"mix names {name!r}{f'; did you mean {near[0]}?' if near else ''} The parts of --data are {', '.join(shares)}.")
+            raise UserError(f"mix names {name!r}{f'; did you mean {near[0]}?' if near else '.'} The parts of --data are {', '.join(shares)}.")
         if not 0 <= share < float("inf"):
             raise UserError(f"mix gives {name} the share {number!r}; write a number, such as --mix {name}=2.")
         shares[name] = share

@@ -26,7 +26,7 @@ from inference.request import Request, Settings
 from model import GPT, IGNORE
 from multimodal import embedded, judge, shards
 from multimodal.batches import collate, cuts, media_row
-from multimodal.corpus import MediaCorpus, named, open_corpus
+from multimodal.corpus import MediaCorpus, mixed, named, open_corpus
 from multimodal.fusion import Batch, MultimodalGPT
 from multimodal.samples import Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
@@ -387,6 +387,26 @@ def test_evaluate_says_it_again(straight, monkeypatch, capsys):
     assert main_here(straight, monkeypatch, "evaluate", str(straight / "out/a")) == 0
     told = capsys.readouterr().out
     assert "bits per byte" in told and "by generation" in told and "shuffled" in told
+
+
+def test_other_data_are_evaluated_without_the_mixture_and_the_strictness_of_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    set_so = {"mix": f"{tmp_path / 'own/rows.jsonl'}=2", "strict": True, "max_iters": 1, "sample_tokens": 0}
+    assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, **set_so)) == 0
+    write_rows(tmp_path / "other")
+    with open(tmp_path / "other/rows.jsonl", "a") as file:
+        file.write('\n{"image": "gone.png", "text": "red"}')
+    capsys.readouterr()
+    assert main_here(tmp_path, monkeypatch, "evaluate", str(tmp_path / "out/a"), "--data", str(tmp_path / "other/rows.jsonl")) == 0
+    told = capsys.readouterr().out
+    assert "missing media file" in told and "by generation" in told
+
+
+def test_a_part_that_the_data_do_not_have_is_told_in_sentences():
+    with pytest.raises(UserError, match=r"^mix names 'quux'\. The parts of --data are captions\.$"):
+        mixed({"captions": 1.0}, "quux=2")
+    with pytest.raises(UserError, match=r"did you mean captions\? The parts"):
+        mixed({"captions": 1.0}, "caption=2")
 
 
 def test_a_model_that_sees_is_not_exported(straight, monkeypatch, capsys):
