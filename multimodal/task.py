@@ -154,7 +154,9 @@ class MediaTask:
     # ---- what is shown
 
     def sample(self, model: nn.Module, seed: int) -> str:
-        """Answers to a few rows of each part, beside the truth; with a folder, also as a picture."""
+        """Answers to a few rows of each part, beside the truth; with a folder, also as a picture. Plain text has no answers."""
+        if not self.shown:
+            return ""
         was_training = model.training
         model.eval()
         found = judge.examples(model, self.tokenizer, self.shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Request, Settings
 from model import GPT, IGNORE
-from multimodal import embedded, judge, shards
+from multimodal import embedded, judge, run, shards
 from multimodal.batches import collate, cuts, media_row
 from multimodal.corpus import MediaCorpus, mixed, named, open_corpus
 from multimodal.fusion import Batch, MultimodalGPT
@@ -353,6 +354,33 @@ def test_a_run_logs_its_parts_and_draws_its_sheets(straight):
     summary = json.loads((straight / "logs/a/summary.json").read_text())
     [answer] = summary["answers"].values()
     assert {"exact", "wer", "cer", "blank", "shuffled", "floor"} <= answer.keys()
+
+
+def test_a_run_of_plain_text_has_no_examples_and_no_sheet(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/rows.jsonl").write_text("\n".join(json.dumps({"text": f"nothing to see, number {n}"}) for n in range(40)))
+    assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, max_iters=2, eval_interval=1)) == 0
+    assert np.isfinite(events(tmp_path, "evaluation")[-1]["loss"])
+    assert not list((tmp_path / "logs/a").glob("examples*"))
+    assert "by generation" not in capsys.readouterr().out
+
+
+def test_the_commands_below_a_sheet_ask_what_was_asked_last(tmp_path):
+    pictures = [Picture(np.full((16, 16, 3), 50 * n, np.uint8)) for n in (1, 2, 3)]
+    sound = Sound(np.zeros(800, np.float32))
+    turns = [
+        Turn("system", ("be brief",)), Turn("user", (*pictures[:2], "first")), Turn("assistant", ("one",)),
+        Turn("user", (pictures[2], sound, "it's \"$HOME\"?")), Turn("assistant", ("two",)),
+    ]  # fmt: skip
+    described = (Turn("user", (pictures[0], "describe")), Turn("assistant", ("dark",)))
+    rows = [Sample("rows", tuple(turns)), Sample("rows", described), Sample("rows", (Turn("assistant", ("hello",)),))]
+    folder = tmp_path / "a folder"
+    several, one, none = map(shlex.split, run.write_media(folder, [judge.Example("rows", row, "", "") for row in rows], 8000))
+    names = [folder / name for name in ("1.png", "1_2.png", "1_3.png")]
+    assert several == [*(word for name in names for word in ("--image", str(name))),
+                       "--audio", str(folder / "1.wav"), "--prompt", "it's \"$HOME\"?"]  # fmt: skip
+    assert [np.asarray(Image.open(name)).max() for name in names] == [50, 100, 150]
+    assert one == ["--image", str(folder / "2.png")] and none == []
 
 
 def test_a_resumed_run_has_the_bits_of_a_straight_one(straight, tmp_path, monkeypatch):
