@@ -60,10 +60,12 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
 
 
 def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:
-    """The answers to every part: to fresh rows of the embedded ones, to the validation rows of a person's own."""
+    """The answers to every part: to fresh rows of the embedded ones, to the validation rows of a person's own; to none that the block has
+    no room for."""
     parts = [part for part in corpus.shares if part in PARTS]
-    rows = judge.embedded_rows(parts, model.config, JUDGED) | {
-        name: some for name, some in corpus.val.media.some(OWN_JUDGED).items() if name in corpus.shares and name not in PARTS
+    fresh = judge.embedded_rows(parts, model.config, JUDGED)
+    rows = {name: [row for row in some if judge.fits(row, tokenizer, model.config)] for name, some in fresh.items()} | {
+        name: some for name, some in corpus.val.some(OWN_JUDGED).items() if name in corpus.shares and name not in PARTS
     }
     found = [judge.judge(model, tokenizer, name, some) for name, some in rows.items() if some]
     return [verdict for verdict, _ in found], [example for _, examples in found for example in examples[:ON_THE_SHEET]]

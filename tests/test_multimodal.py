@@ -277,7 +277,7 @@ def test_the_engine_answers_as_the_whole_forward_does():
 def test_a_prompt_has_the_ids_of_a_training_row(data):
     """What the server makes of a question is what training showed, up to the answer."""
     corpus, _ = corpus_of(data)
-    for samples in corpus.val.media.some(3).values():
+    for samples in corpus.val.some(3).values():
         for sample in samples:
             model = tiny_model()
             prompt = Chat(corpus.tokenizer, documents=True, places=model.places).prompt([Message(t.role, t.parts) for t in sample.turns[:-1]], 96)
@@ -317,6 +317,54 @@ def test_a_judge_who_knows_sees_through_the_controls(monkeypatch):
     verdict, examples = judge.judge(None, None, "part", samples)
     assert (verdict.exact, verdict.blank, verdict.shuffled) == (1.0, 0.0, 0.0)
     assert verdict.cer == 0 and verdict.floor == 0.1 and all(example.right for example in examples)
+
+
+def turns_of(picture: Picture, last: str, answer: str) -> Sample:
+    """A conversation of several turns, the picture in the first."""
+    said = [("user", (picture, "a")), ("assistant", ("one",)), ("user", ("b",)), ("assistant", ("two",)), ("user", (last,))]
+    return Sample("rows", tuple(Turn(*each) for each in (*said, ("assistant", (answer,)))))
+
+
+def test_a_row_is_asked_whole_and_answered_with_all_the_room_that_is_left(monkeypatch):
+    """Rows up to the longest that are trained on, of a tokenizer with which an answer has many tokens."""
+    model, tokenizer, requests = tiny_model(block_size=192), ByteTokenizer(), []
+    monkeypatch.setattr(judge.Engine, "run", lambda self, some: requests.extend(some))
+    picture = Picture(np.zeros((32, 32, 3), np.uint8))
+    most = max(n for n in range(192) if judge.fits(turns_of(picture, "c" * n, "ddd"), tokenizer, model.config))
+    samples = [turns_of(picture, "c" * asked, "d" * said) for asked, said in ((1, 3), (most - 1, 3), (most, 3), (12, 80), (1, 0))]
+    judge.answers(model, tokenizer, samples)
+    for sample, request in zip(samples, requests, strict=True):
+        ids, _ = shards.encode(shards.outline(sample), tokenizer)
+        said = len(tokenizer.encode(judge.truth(sample))) + bool(judge.truth(sample))
+        assert [i for i in request.ids if i >= 0] == [i for i in ids[: len(ids) - said - 1] if i >= 0]
+        assert request.places == 16 and list(request.media) == [picture]
+        assert request.settings.max_new_tokens == 193 - len(request.ids) >= said + 1
+    assert requests[2].settings.max_new_tokens == 5, "a row that fills the block has its answer and an end"
+
+
+def test_media_that_another_row_lent_leave_room_for_an_answer(monkeypatch):
+    model, tokenizer, requests = tiny_model(), ByteTokenizer(), []
+    monkeypatch.setattr(judge.Engine, "run", lambda self, some: requests.extend(some))
+    long = Sound(np.zeros(32000, np.float32))
+    judge.answers(model, tokenizer, [Sample("rows", (Turn("user", (long, "e" * 60)), Turn("assistant", ("yes",))))])
+    assert len(requests[0].ids) > 96 and requests[0].settings.max_new_tokens == 5
+
+
+def test_rows_that_the_block_has_no_room_for_are_not_judged(data, monkeypatch):
+    rows = [json.dumps({"image": f"{n % 24}.png", "text": list(COLOURS)[n % 3] + " and on" * (20 * (n % 2))}) for n in range(48)]
+    data.write_text("\n".join(rows))
+    corpus, _ = corpus_of(data, val_fraction=0.5)
+    kept = [sample for some in corpus.val.some(500).values() for sample in some]
+    assert len(kept) == len(corpus.val.rows) < corpus.meta["val"]["rows"]
+    for sample in kept:
+        shown = judge.media(sample)[0].pixels.mean((0, 1))
+        assert min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - shown).sum()) == judge.truth(sample)
+    assert [len(some) for some in corpus.val.some(3).values()] == [3]
+    fresh = [turns_of(Picture(np.zeros((32, 32, 3), np.uint8)), "c", "d" * n) for n in (3, 3, 90)]
+    monkeypatch.setattr(judge, "embedded_rows", lambda *_: {"captions": fresh})
+    monkeypatch.setattr(judge, "answers", lambda model, tokenizer, samples: list(map(judge.truth, samples)))
+    verdicts, _ = run.judged(corpus, tiny_model(), corpus.tokenizer)
+    assert {verdict.part: verdict.count for verdict in verdicts} == {"captions": 2, str(data): len(kept)}
 
 
 def test_error_rates_are_those_of_the_textbook():
