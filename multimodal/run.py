@@ -50,11 +50,10 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
         if name == STORIES:
             places += share * model.block_size
             continue
-        own = rows[rows["part"] == corpus.train.parts.index(name)] if name in corpus.train.parts else rows[:0]
-        if len(own):
-            places += share * own["places"].mean()
-            seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
-            arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
+        own = rows[rows["part"] == corpus.train.parts.index(name)]
+        places += share * own["places"].mean()
+        seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
+        arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
     encoders = arithmetic / (places * flops_per_token(model))
     return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + encoders, "slower": PADDED}
 

@@ -41,7 +41,7 @@ from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
 from tokenizer import Tokenizer, fingerprint
 
-FORMAT = 5
+FORMAT, ROWS_FORMAT = 5, 2  # of all that is made, and of what is made for a tokenizer
 LOUDEST = 2**15 - 1  # of 16 bits
 ROW = np.dtype([
     ("ids", "i8"), ("length", "i4"), ("places", "i4"),  # `places`: of the row, once pictures and sounds have all of theirs
@@ -97,13 +97,13 @@ class Shards:
     Attributes:
         rows: (rows,) records of ROW.
         parts: the names that a row's `part` counts.
-        skipped: what was left out, as lines.
+        skipped: what the block has no room for.
     """
 
     def __init__(self, media: Media, folder: Path):
         self.media = media
         meta = json.loads((folder / "meta.json").read_text())
-        self.parts, self.skipped = meta["parts"], meta["skipped"]
+        self.parts, self.skipped = meta["parts"], Skipped(**meta["skipped"])
         self.rows = np.load(folder / "rows.npy")
         self.ids, self.learned = mapped(folder / "ids.bin", "int32"), mapped(folder / "learned.bin", "bool")
         self.seen, self.heard = Words(folder, "seen"), Words(folder, "heard")
@@ -287,8 +287,8 @@ def prepare_media(
 
 
 def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: int) -> Shards:
-    """The rows of a split for this tokenizer; those that the block has no room for are left out, and counted in skipped.json."""
-    key = hashlib.sha256(f"{fingerprint(tokenizer)}|{block_size}|{ROW.descr}".encode()).hexdigest()[:8]
+    """The rows of a split for this tokenizer; those that the block has no room for are left out, and counted."""
+    key = hashlib.sha256(f"{fingerprint(tokenizer)}|{block_size}|{ROWS_FORMAT}".encode()).hexdigest()[:8]
     target = folder / f"rows-{media.folder.name}-{key}"
 
     def fill(work: Path) -> None:
@@ -318,7 +318,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
         np.save(work / "rows.npy", np.array(rows, dtype=ROW))
         for name, found in words.items():
             Words.write(work, name, found)
-        (work / "meta.json").write_text(json.dumps({"parts": list(parts), "skipped": skipped.lines()}))
+        (work / "meta.json").write_text(json.dumps({"parts": list(parts), "skipped": vars(skipped)}))
 
     appear(target, fill)
     return Shards(media, target)

@@ -665,6 +665,37 @@ def test_skips_of_several_parts_are_added_up_and_strict_after_all(media, monkeyp
         corpus.open_corpus(config, model, 0, None, progress=False)
 
 
+def test_rows_longer_than_the_block_are_told_of_both_splits_and_end_a_strict_run(media, monkeypatch):
+    monkeypatch.setattr("multimodal.shards.DATA", media / "data")
+    for split, longs in (("train", 1), ("valid", 2)):
+        put_rows(media / f"set/{split}.jsonl", *({"text": "short"} for _ in range(5)), *({"text": "long" * 20} for _ in range(longs)))
+    model = MediaModelConfig(modalities="image", image_size=16, block_size=32)
+    config = TrainConfig(data=str(media / "set"), tokenizer="byte")
+    for _ in ("made", "found"):
+        found = corpus.open_corpus(config, model, 0, None, progress=False)
+        assert found.meta["skipped"] == [f"skipped 3 rows longer than the block_size of 32 (first: 82 tokens in {media / 'set'})"]
+    config.strict = True
+    with pytest.raises(UserError, match=r"rows longer than the block_size of 32.* --block_size, or leave out --strict"):
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    put_rows(media / "set/train.jsonl", *({"text": "short"} for _ in range(5)))
+    with pytest.raises(UserError, match="skipped 2 rows longer"):  # those to validate on alone
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    put_rows(media / "set/valid.jsonl", {"text": "short"})
+    assert corpus.open_corpus(config, model, 0, None, progress=False).meta["skipped"] == []
+
+
+def test_a_part_without_rows_to_train_on_is_no_part_of_the_mixture(media, monkeypatch):
+    monkeypatch.setattr("multimodal.shards.DATA", media / "data")
+    long, short = (put_rows(media / f"{word}.jsonl", *({"text": word * 9} for _ in range(20))) for word in ("longer", "me"))
+    model = MediaModelConfig(modalities="image", image_size=16, block_size=32)
+    config = TrainConfig(data=f"{long},{short}", tokenizer="byte")
+    assert corpus.open_corpus(config, model, 0, None, progress=False).shares == {str(short): 1.0}
+    config.mix = f"{short}=0"
+    with pytest.raises(UserError, match=re.escape(f"of {long} there is no row to train on that the block_size of 32")) as caught:
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    assert "--block_size" in str(caught.value) and "--mix" in str(caught.value)
+
+
 # ---- the Hub
 
 
