@@ -1,6 +1,6 @@
 """The bytes of a file to what a model sees and hears: any usual picture to a small square, any usual sound to one channel at its rate.
 
-Pillow knows the pictures (PNG, JPEG, WebP and more), libsndfile the sounds (WAV, FLAC, OGG, MP3). What comes from outside may be
+Pillow knows the pictures (PNG, JPEG, WebP and more), libsndfile the sounds (WAV, AIFF, FLAC, OGG, MP3). What comes from outside may be
 broken, hostile or merely huge, so sizes are looked at before anything is unpacked.
 """
 

@@ -584,10 +584,47 @@ def test_a_folder_by_class(media):
         [("user", RED, "describe"), ("assistant", "cat")],
         [("user", 4000, "transcribe"), ("assistant", "guinea pig")],
     ]
-    (line,) = found.skipped.lines()
-    assert all(word in line for word in ("FOLDER/CLASS/FILE", "loose.png"))
+    notes, loose = found.skipped.lines()
+    assert notes == f"skipped 1 file that is neither picture nor sound (first: {media}/pets/cat/notes.txt)"
+    assert all(word in loose for word in ("FOLDER/CLASS/FILE", "loose.png"))
+    with pytest.raises(UserError, match=r"notes\.txt: file that is neither picture nor sound"):
+        read(find(media / "pets", strict=True))
+    (media / "pets" / "cat" / "notes.txt").unlink()
+    put(media / "pets" / "README.md", "above the classes")
+    assert find(media / "pets").key != found.key
     with pytest.raises(UserError, match=r"loose\.png"):
         read(find(media / "pets", strict=True))
+
+
+def test_other_files_of_a_split_are_told_with_it(media):
+    for split in ("train", "valid", "test"):
+        put(media / "pets" / split / "cat" / "1.png", picture())
+        put(media / "pets" / split / "cat" / "2.mov", "x")
+    found = find(media / "pets")
+    read(found)
+    assert found.skipped.counts == {"file that is neither picture nor sound": 1}
+    list(found.val())
+    assert found.skipped.counts == {"file that is neither picture nor sound": 2}
+
+
+def test_pictures_and_sounds_with_rarer_endings(media):
+    """They are found in folders by class, and seen when they change behind a row."""
+    made = {
+        "a.avif": picture(kind="AVIF"), "b.jfif": picture(kind="JPEG"), "c.aif": sound(kind="AIFF"), "d.AIFF": sound(kind="AIFF"),
+        "e.oga": sound(kind="OGG"), "f.opus": sound(kind="OGG", subtype="OPUS"),
+    }  # fmt: skip
+    for name, content in made.items():
+        put(media / "set" / "cat" / name, content)
+    found = find(media / "set")
+    shown = [each[0][1] for each in read(found)]
+    assert np.abs(np.array(shown[:2]) - RED).max() <= 2 and shown[2:] == [4000] * 4
+    assert found.skipped.lines() == []
+    for name in made:
+        kind = "image" if name < "c" else "audio"
+        file = put_rows(media / "rows.jsonl", {kind: f"set/cat/{name}", "text": "x"})
+        before = find(file).key
+        os.utime(media / "set" / "cat" / name, (1, 1))
+        assert find(file).key != before, name
 
 
 def test_a_folder_by_class_with_splits_leaves_the_test_alone(media):
