@@ -51,6 +51,7 @@ KINDS = {"image": "picture", "audio": "sound"}
 MOST_BYTES = 2**28  # of one media file
 AT_ONCE = 4  # rows of a parquet file that are made objects of together: their media may be large
 LONGEST_PATH = 4096
+NEIGHBOURS = 20  # rows that stay on one side where nobody says how many there are
 
 Fetch = Callable[[str], bytes]  # the content of what a row names by its path
 Row = tuple[dict, str, Fetch]  # with its place, for the person
@@ -488,7 +489,8 @@ def made(file: Path) -> tuple[list[str], Path]:
 
 
 def hub_rows(reader: Reader) -> Rows:
-    """The rows of a dataset of the Hub. Its pictures and sounds come as they were stored: it would decode them with FFmpeg.
+    """The rows of a dataset of the Hub. Its pictures and sounds come as they were stored: it would decode them with FFmpeg. How many rows
+    there are many datasets say; to count those of another, all of it would have to be read.
 
     Raises:
         UserError: when the hub cannot be reached, has no such dataset, or none of the fields in it.
@@ -504,6 +506,9 @@ def hub_rows(reader: Reader) -> Rows:
         if media and not set(reader.media.values()) & set(fields):
             raise reader.other_field(media[0])
     classes = getattr(fields.get(text_field), "names", None)
+    info, validates = loaded["train"].info, "validation" in loaded
+    count = info.splits["train"].num_examples if "train" in (info.splits or {}) else 0
+    block = block_of(count, reader.config.val_fraction, 40) if count else NEIGHBOURS
 
     def rows(split: str) -> Iterator[Row]:
         data = loaded[split] if hasattr(loaded[split], "decode") else loaded[split].to_iterable_dataset()
@@ -514,10 +519,11 @@ def hub_rows(reader: Reader) -> Rows:
             yield row, f"{name} {split} row {number}", from_hub(name)
 
     return Rows(
-        key=f"{reader.name}|{reader.fields}|{getattr(loaded['train'].info, 'dataset_size', 0) or 0}",
+        key=f"{reader.name}|{reader.fields}|{getattr(info, 'dataset_size', 0) or 0}{'' if validates else f'|{block}'}",
         train=lambda: reader.samples(rows("train")),
-        val=(lambda: reader.samples(rows("validation"))) if "validation" in loaded else None,
+        val=(lambda: reader.samples(rows("validation"))) if validates else None,
         skipped=reader.skipped,
+        block=block,
     )
 
 

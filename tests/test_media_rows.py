@@ -768,6 +768,12 @@ DATASETS = {
     "own/misnamed": {
         "data/train-00000.parquet": stored({"img": IMAGE, "text": STRING}, {"img": column(picture()), "text": ["a"]})
     },
+    "own/untold": {"data/train-00000.parquet": stored({"text": STRING}, {"text": [f"{n}" for n in range(400)]})},
+    "own/counted": {
+        "README.md": b"---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  splits:\n"
+        b"  - {name: train, num_bytes: 4000, num_examples: 2000}\n  download_size: 9\n  dataset_size: 4000\n---\n",
+        "data/train-00000.parquet": stored({"text": STRING}, {"text": [f"{n}" for n in range(2000)]}),
+    },
     "own/folder": {
         "README.md": b"---\nconfigs:\n- config_name: all\n  data_files:\n  - {split: train, path: ['cat/*', 'dog/*']}\n---\n",
         "cat/1.png": picture(RED),
@@ -781,10 +787,14 @@ QUESTIONS = {
     "misnamed": {"data": "hf:own/misnamed"},
     "untold": {"data": "hf:own/heard", "text_field": "caption"},
     "folder": {"data": "hf:own/folder", "text_field": "label"},
+    "neighbours, untold": {"data": "hf:own/untold"},
+    "neighbours, counted": {"data": "hf:own/counted"},
+    "neighbours, a fifth": {"data": "hf:own/counted", "val_fraction": 0.2},
 }
 ASK = """
 import json, sys
 from config import MediaModelConfig, TrainConfig, UserError
+from multimodal.corpus import split_rows
 from multimodal.rows import find_rows
 from multimodal.samples import Picture, Sample, Sound
 
@@ -795,7 +805,9 @@ def answer(values):
         found = find_rows(values["data"], MODEL, TrainConfig(**values))
         train = [told(sample) for sample in found.train()]
         val = found.val and [told(sample) for sample in found.val()]
-        return {"train": train, "val": val, "skipped": found.skipped.lines(), "key": found.key}
+        skipped = found.skipped.lines()
+        splits = [split for split, _ in split_rows(found, values.get("val_fraction", 0.1))]
+        return {"train": train, "val": val, "skipped": skipped, "key": found.key, "splits": splits}
     except UserError as error:
         return {"error": str(error)}
 
@@ -836,6 +848,14 @@ def test_sounds_of_the_hub_need_no_decoder_of_its_own(answers):
 
 def test_files_in_a_repository_of_the_hub(answers):
     assert answers["folder"]["train"] == [seen(RED, "cat"), seen(GREEN, "dog")], answers["folder"]
+
+
+@pytest.mark.parametrize(("question", "block", "held"), [("untold", 20, 40), ("counted", 5, 200), ("a fifth", 10, 400)])
+def test_rows_of_the_hub_are_held_out_in_blocks_of_neighbours(answers, question, block, held):
+    splits = answers[f"neighbours, {question}"]["splits"]
+    assert splits.count("val") == held
+    assert all(len(set(splits[start : start + block])) == 1 for start in range(0, len(splits), block))
+    assert answers["neighbours, counted"]["key"] != answers["neighbours, a fifth"]["key"]
 
 
 @pytest.mark.parametrize(
