@@ -43,6 +43,12 @@ class Skipped:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.first.setdefault(reason, where)
 
+    def take(self, other: Skipped) -> None:
+        """Counts what another left out too."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.first.setdefault(reason, other.first[reason])
+
     def lines(self) -> list[str]:
         return [f"skipped {n} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()]
 

@@ -612,7 +612,8 @@ def evaluate(argv: list[str]) -> int:
     process.tune_process(ranks.device)
     model, tokenizer, provenance = checkpoint.load_model(args.checkpoint, ranks.device)
     trained = provenance.get("train_config", {})
-    config = take(TrainConfig, {**trained, "data": args.data or trained.get("data", "auto")})
+    other = {"data": args.data, "mix": "", "strict": False} if args.data else {}  # what was asked of the run's own data is not asked of it
+    config = take(TrainConfig, {"data": "auto", **trained, **other})
     if isinstance(model.config, MediaModelConfig):
         from multimodal.run import evaluate as evaluate_media
 

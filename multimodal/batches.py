@@ -173,10 +173,11 @@ def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | No
 
 def cuts(lengths: list[int], micro: int, most: int) -> list[int]:
     """Where to cut rows that are sorted by length: into as many pieces as there would be of `micro` rows, so that they are padded
-    least, and none to more than `most` places in all. A CPU likes few sizes: they are multiples of 8, where `micro` is one."""
+    least, and none to more than `most` places in all, which is what `micro` of the longest rows have. A CPU likes few sizes: they are
+    multiples of 8, where `micro` is one."""
     unit = math.gcd(micro, max(8, len(lengths) // 32))
     ends = np.arange(unit, len(lengths) + 1, unit)  # (E,) where a piece may end, and the next one begin
-    longest = [rounded(lengths[end - 1], PLACES) for end in ends]
+    longest = [min(most // micro, rounded(lengths[end - 1], PLACES)) for end in ends]  # a block need be no multiple, as in `collate`
     places = (ends - (ends - unit)[:, None]) * np.array(longest, float)  # (begin, end)
     places[(places <= 0) | (places > most)] = np.inf
     least, before = places[0], []  # (E,) of all pieces up to an end, and where the last of them began

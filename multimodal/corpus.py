@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import tokenizer as tokenizers
@@ -50,7 +50,7 @@ def named(config: TrainConfig, model: MediaModelConfig) -> list[str]:
     """The parts that --data names, `multimodal` for every embedded one that this model takes in.
 
     Raises:
-        UserError: for an embedded part that it does not take in.
+        UserError: for an embedded part that it does not take in, or with sounds that are longer than it hears.
     """
     names = [name.strip() for name in config.data.split(",") if name.strip()]
     able = [name for name, part in PARTS.items() if part.needs <= set(model.kinds)]
@@ -59,6 +59,13 @@ def named(config: TrainConfig, model: MediaModelConfig) -> list[str]:
         if name in PARTS and name not in able:
             wanted = ",".join(sorted(PARTS[name].needs))
             raise UserError(f"the data {name!r} needs a model that takes {wanted}: pass --modalities {wanted}, or leave it out of --data.")
+    longest = max((name for name in found if name in PARTS), key=lambda name: PARTS[name].seconds, default="")
+    if longest and PARTS[longest].seconds > model.audio_seconds:
+        told = f"{PARTS[longest].seconds:g}"
+        raise UserError(
+            f"the data {longest!r} has sounds of {told} s, and the model hears {model.audio_seconds:g} s (audio_seconds) at most: "
+            f"pass --audio_seconds {told}, or leave it out of --data."
+        )
     return list(dict.fromkeys(found))
 
 
@@ -81,12 +88,10 @@ def open_corpus(
     key = "|".join([embedded.fingerprint() if made else "", *made, *(rows.key for rows in own), str(config.val_fraction)])
 
     def samples() -> Iterator[tuple[str, Sample]]:
-        yield from embedded.rows(made, model.image_size)
+        yield from embedded.rows(made, model.image_size, model.audio_rate)
         for rows in own:
             yield from split_rows(rows, config.val_fraction)
-            for reason, count in rows.skipped.counts.items():
-                skipped.counts[reason] = skipped.counts.get(reason, 0) + count
-                skipped.first.setdefault(reason, rows.skipped.first[reason])
+            skipped.take(rows.skipped)
 
     total = sum(PARTS[name].rows + 2 * embedded.VALIDATE for name in made) if not own else 0
     folder = prepare_media(key, samples, model, skipped, total, progress)
@@ -97,18 +102,23 @@ def open_corpus(
     source = find_source(replace(config, data=STORIES)) if STORIES in names else None
     tokenizer = ready or make_tokenizer(config, wanted, media["train"], source)
     shards = {split: prepare_rows(folder, each, tokenizer, model.block_size) for split, each in media.items()}
+    long = Skipped()
+    for each in shards.values():
+        long.take(each.skipped)
+    if config.strict and long.counts:
+        raise UserError(f"{long.lines()[0]}: pass a larger --block_size, or leave out --strict to go on without it.")
     shares = {name: PARTS[name].share if name in PARTS else STORIES_SHARE if name == STORIES else 1.0 for name in names}
     return MediaCorpus(
         tokenizer=tokenizer,
         train=shards["train"],
         val=shards["val"],
-        shares=mixed(shares, config.mix),
+        shares=drawn(mixed(shares, config.mix), [*shards["train"].parts, STORIES], model.block_size),
         text=prepare(replace(config, data=STORIES), source, 0, tokenizer, progress) if source else None,
         data_hash=hashlib.sha256(f"{folder.name}|{tokenizers.fingerprint(tokenizer)}|{source and source.key}".encode()).hexdigest()[:16],
         meta={
             "source": ",".join(names),
             "entropy": None,
-            "skipped": [*meta["skipped"], *shards["train"].skipped],
+            "skipped": [*meta["skipped"], *long.lines()],
             "train": meta["train"],
             "val": meta["val"],
         },
@@ -163,13 +173,29 @@ def mixed(shares: dict[str, float], mix: str) -> dict[str, float]:
             share = -1.0
         if name not in shares:
             near = difflib.get_close_matches(name, shares, 1, 0.5)
-            raise UserError(f"mix names {name!r}{f'; did you mean {near[0]}?' if near else ''} The parts of --data are {', '.join(shares)}.")
+            raise UserError(f"mix names {name!r}{f'; did you mean {near[0]}?' if near else '.'} The parts of --data are {', '.join(shares)}.")
         if not 0 <= share < float("inf"):
             raise UserError(f"mix gives {name} the share {number!r}; write a number, such as --mix {name}=2.")
         shares[name] = share
     if not any(shares.values()):
         raise UserError(f"mix {mix!r} leaves nothing to train on: give one part a share above 0.")
     return shares
+
+
+def drawn(shares: dict[str, float], parts: Iterable[str], block_size: int) -> dict[str, float]:
+    """The shares of those parts that have rows to train on.
+
+    Raises:
+        UserError: when nothing is drawn of any of them.
+    """
+    found = {name: share for name, share in shares.items() if name in parts}
+    if not any(found.values()):
+        gone = ", ".join(name for name, share in shares.items() if share)
+        raise UserError(
+            f"there is nothing to train on: of {gone} there is no row to train on that the block_size of {block_size} has room for. "
+            "Pass a larger --block_size, or give another part a share above 0 with --mix."
+        )
+    return found
 
 
 def is_held_out(part: str) -> bool:

@@ -1,6 +1,6 @@
 """The bytes of a file to what a model sees and hears: any usual picture to a small square, any usual sound to one channel at its rate.
 
-Pillow knows the pictures (PNG, JPEG, WebP and more), libsndfile the sounds (WAV, FLAC, OGG, MP3). What comes from outside may be
+Pillow knows the pictures (PNG, JPEG, WebP and more), libsndfile the sounds (WAV, AIFF, FLAC, OGG, MP3). What comes from outside may be
 broken, hostile or merely huge, so sizes are looked at before anything is unpacked.
 """
 
@@ -89,7 +89,6 @@ def read_sound(data: bytes, config: MediaModelConfig) -> Sound:
         Unreadable: for bytes that are no sound, an empty one, or one that is longer than the model hears.
     """
     import soundfile
-    from scipy.signal import resample_poly
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -111,8 +110,14 @@ def read_sound(data: bytes, config: MediaModelConfig) -> Sound:
         raise Unreadable("has no sound in it", "an empty sound")
     if not np.isfinite(wave).all():
         raise Unreadable("holds samples that are no numbers", "a broken sound")
-    if rate != config.audio_rate:
-        ratio = Fraction(config.audio_rate, rate).limit_denominator(1000)  # an odd rate would want a filter of millions of taps
+    return Sound(at_rate(wave, rate, config.audio_rate)[: math.ceil(config.audio_seconds * config.audio_rate)])
+
+
+def at_rate(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """A wave (n,) of one rate at another, float32 within -1 to 1."""
+    from scipy.signal import resample_poly
+
+    if rate != wanted:
+        ratio = Fraction(wanted, rate).limit_denominator(1000)  # an odd rate would want a filter of millions of taps
         wave = resample_poly(wave, ratio.numerator, ratio.denominator)
-    wave = wave[: math.ceil(config.audio_seconds * config.audio_rate)]
-    return Sound(np.clip(wave, -1, 1).astype(np.float32))
+    return np.clip(wave, -1, 1).astype(np.float32)

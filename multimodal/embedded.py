@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora import shapes, speech, speech_sounds
+from multimodal.decode import at_rate
 from multimodal.samples import Picture, Sample, Sound, Turn
 
 DESCRIBE, TRANSCRIBE = "describe", "transcribe"  # what is asked where there is no question
@@ -30,12 +31,14 @@ DESCRIBE, TRANSCRIBE = "describe", "transcribe"  # what is asked where there is 
 @dataclass(frozen=True)
 class Setting:
     """How media are made: the side of a picture in pixels, and whether with pairs of colour and shape, and with voices and orders of
-    words, that training never meets. Of a picture so many written questions are asked, one after the other."""
+    words, that training never meets. Of a picture so many written questions are asked, one after the other. A sound has so many
+    samples a second (`rate`)."""
 
     side: int
     new_pairs: bool = False
     new_voices: bool = False
     questions: int = 1
+    rate: int = speech.RATE
 
     @property
     def held_out(self) -> bool:
@@ -74,22 +77,27 @@ def spoken_questions(n: int, seed: int, how: Setting) -> Iterator[Sample]:
     random = np.random.default_rng((seed, 4))
     for seen, [(question, answer), *_] in asked(n, seed + 2, how):
         voice = speech.voice(int(random.integers(2**31)), how.new_voices)
-        spoken = Sound(speech.speak(question.split(), voice, int(random.integers(2**31))), said=question)
+        spoken = sound(speech.speak(question.split(), voice, int(random.integers(2**31))), how, said=question)
         yield sample("spoken-questions", (seen, spoken), answer)
 
 
 def transcripts(n: int, seed: int, how: Setting) -> Iterator[Sample]:
     for words, wave in speech.utterances(n, seed, how.new_voices):
-        yield sample("speech", (Sound(wave), TRANSCRIBE), " ".join(words))
+        yield sample("speech", (sound(wave, how), TRANSCRIBE), " ".join(words))
 
 
 def silences(n: int, seed: int, how: Setting) -> Iterator[Sample]:
     for number in range(n):
-        yield sample("silence", (Sound(speech.silence(seed * 1_000_003 + number)), TRANSCRIBE), "")
+        yield sample("silence", (sound(speech.silence(seed * 1_000_003 + number), how), TRANSCRIBE), "")
 
 
 def picture(scene: shapes.Scene, how: Setting) -> Picture:
     return Picture(shapes.draw(scene, how.side), said=shapes.caption(scene))
+
+
+def sound(wave: np.ndarray, how: Setting, said: str = "") -> Sound:
+    """What was spoken at the rate of the synthesiser, at the one that the model hears."""
+    return Sound(at_rate(wave, speech.RATE, how.rate), said)
 
 
 def sample(source: str, shown: tuple, answer: str) -> Sample:
@@ -98,21 +106,23 @@ def sample(source: str, shown: tuple, answer: str) -> Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """One part: how it is made, how many rows there are to train on, how often they are drawn, and what the model must take in."""
+    """One part: how it is made, how many rows there are to train on, how often they are drawn, what the model must take in, and how
+    many seconds the longest of its sounds has."""
 
     make: Callable[[int, int, Setting], Iterator[Sample]]
     rows: int
     share: float
     needs: frozenset[str]
+    seconds: float = 0.0
 
 
 PARTS = {
     "captions": Part(captions, 6000, 1.5, frozenset({"image"})),
     "relations": Part(relations, 6000, 1.3, frozenset({"image"})),
     "questions": Part(questions, 8000, 2.5, frozenset({"image"})),
-    "speech": Part(transcripts, 6000, 4, frozenset({"audio"})),
-    "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"})),
-    "silence": Part(silences, 300, 0.2, frozenset({"audio"})),
+    "speech": Part(transcripts, 6000, 4, frozenset({"audio"}), speech.LONGEST),
+    "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"}), speech.LONGEST),
+    "silence": Part(silences, 300, 0.2, frozenset({"audio"}), 1.5),
 }
 STORIES, STORIES_SHARE = "stories", 1.5
 QUESTIONS = 4  # asked of a picture in training: taking in a picture costs more than one more answer about it
@@ -121,15 +131,15 @@ HELD_OUT = ", held out"  # behind the name of a part
 ERRAND = 100  # rows that a process makes at once
 
 
-def rows(names: Iterable[str], side: int) -> Iterator[tuple[str, Sample]]:
+def rows(names: Iterable[str], side: int, rate: int) -> Iterator[tuple[str, Sample]]:
     """The rows of some parts with their split, made by all cores, in the same order always."""
     errands = [
         errand
         for name in names
         for errand in (
-            *((name, "train", start, Setting(side, questions=QUESTIONS)) for start in range(0, PARTS[name].rows, ERRAND)),
-            (name, "val", 10**6, Setting(side)),
-            (name, "val", 10**6, Setting(side, True, True)),
+            *((name, "train", start, Setting(side, questions=QUESTIONS, rate=rate)) for start in range(0, PARTS[name].rows, ERRAND)),
+            (name, "val", 10**6, Setting(side, rate=rate)),
+            (name, "val", 10**6, Setting(side, True, True, rate=rate)),
         )
     ]
     context = multiprocessing.get_context("spawn")

@@ -19,11 +19,12 @@ from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Piece, Request, Settings
 from multimodal import embedded
+from multimodal.fusion import slots
 from multimodal.samples import Picture, Sample, Sound, Turn
+from multimodal.shards import encode, outline
 from tokenizer import Tokenizer
 
 SLOTS = 32  # answered at once
-LONGEST = 64  # tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,20 @@ class Example:
 
 
 def answers(model: nn.Module, tokenizer: Tokenizer, samples: Iterable[Sample]) -> list[str]:
-    """The likeliest answer to each sample's last question, token by token, as the server would give it."""
+    """The likeliest answer to each sample's last question, token by token, as the server would give it. The question is put whole, as
+    training showed it: no more of the block is kept free than the true answer takes. An answer may have all that is left."""
     chat = Chat(tokenizer, documents=True, places=model.places)
     engine = Engine(model, tokenizer, slots=SLOTS)
     pieces, requests = [], []
     for sample in samples:
         messages = [Message(turn.role, turn.parts) for turn in sample.turns[:-1]]
-        prompt = chat.prompt(messages, model.config.block_size)
+        said = truth(sample)
+        length = len(tokenizer.encode(f" {said}")) if said else 0
+        prompt = chat.prompt(messages, model.config.block_size, length)
         written: list[Piece] = []
-        settings = Settings(max_new_tokens=LONGEST, temperature=0, stop=prompt.stop)
+        room = model.config.block_size + 1 - len(prompt.ids)  # the last token needs no place, as nothing follows it
+        most = max(room, length + 1)  # media that another row lent may be too long
+        settings = Settings(max_new_tokens=most, temperature=0, stop=prompt.stop)
         requests.append(Request(prompt.ids, settings, written.append, scope=str(len(requests)), media=prompt.media))
         pieces.append(written)
     engine.run(requests)
@@ -123,6 +129,12 @@ def examples(model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Sample]) 
     """The model's answers to some rows."""
     given = answers(model, tokenizer, samples)
     return [Example(each.source, each, said, truth(each)) for each, said in zip(samples, given, strict=True)]
+
+
+def fits(sample: Sample, tokenizer: Tokenizer, config: MediaModelConfig) -> bool:
+    """Whether the block has room for a whole row, its answer and its media."""
+    ids, _ = encode(outline(sample), tokenizer)
+    return len(ids) + sum(slots(medium, config) - 1 for medium in media(sample)) <= config.block_size + 1
 
 
 # ---- controls
@@ -181,7 +193,7 @@ TASKS = {  # what is judged, on rows that training never met: the part, whether 
 def embedded_rows(parts: Iterable[str], config: MediaModelConfig, count: int) -> dict[str, list[Sample]]:
     """Fresh rows of some embedded parts, by the task that they are for."""
     return {
-        name: list(embedded.PARTS[part].make(count, FRESH, embedded.Setting(config.image_size, *held_out)))
+        name: list(embedded.PARTS[part].make(count, FRESH, embedded.Setting(config.image_size, *held_out, rate=config.audio_rate)))
         for name, (part, *held_out) in TASKS.items()
         if part in parts
     }

@@ -42,8 +42,8 @@ from sources import (
 )
 
 ROWS = {".jsonl", ".parquet"}
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff"}
 FOLDERS = {"train", "val", "valid", "validation", "test"}  # of a split, above those of the classes
 QUESTION = "question"  # the field of plain rows that holds what is asked
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -51,6 +51,7 @@ KINDS = {"image": "picture", "audio": "sound"}
 MOST_BYTES = 2**28  # of one media file
 AT_ONCE = 4  # rows of a parquet file that are made objects of together: their media may be large
 LONGEST_PATH = 4096
+NEIGHBOURS = 20  # rows that stay on one side where nobody says how many there are
 
 Fetch = Callable[[str], bytes]  # the content of what a row names by its path
 Row = tuple[dict, str, Fetch]  # with its place, for the person
@@ -436,8 +437,9 @@ def class_rows(reader: Reader) -> Rows:
         UserError: when there are no media in such folders.
     """
     folder = Path(reader.name).expanduser()
-    found = sorted(named_files(reader.name, PICTURES | SOUNDS), key=made)
-    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files = sorted((file for file in found if file.suffix.lower() in PICTURES | SOUNDS), key=made)
     if not files:
         raise UserError(
             f"{folder} holds neither rows ({' '.join(sorted(ROWS))}) nor pictures or sounds: give --data another folder. {reader.written(None)}"
@@ -451,25 +453,29 @@ def class_rows(reader: Reader) -> Rows:
             f"(FOLDER/CLASS/FILE). {reader.written(files[0])}"
         )
 
-    def of(name: str) -> list[Path]:
-        return [file for file in files if split_of(Path(file.relative_to(folder).parts[0])) == name] if split else files
+    others = sorted(set(found) - set(files))
+    others = [file for file in others if len(file.relative_to(folder).parts) == deep]  # in folders of classes: not a README above them
 
-    def rows(some: list[Path]) -> Iterator[Row]:
-        for file in some:
+    def of(name: str, some: list[Path]) -> list[Path]:
+        return [file for file in some if split_of(Path(file.relative_to(folder).parts[0])) == name] if split else some
+
+    def rows(name: str) -> Iterator[Row]:
+        for file in of(name, others):
+            reader.skipped.add("file that is neither picture nor sound", str(file))
+        for file in of(name, files):
             if len(file.relative_to(folder).parts) != deep:
                 reader.skipped.add("media file that is not in the folder of a class (FOLDER/CLASS/FILE)", str(file))
                 continue
             kind = "image" if file.suffix.lower() in PICTURES else "audio"
             yield {reader.media[kind]: str(file), reader.config.text_field: file.parent.name}, str(file), lambda path: read_file(Path(path))
 
-    train, val = of("train"), of("val") if split else []
-    marks = "".join(mark(str(file.relative_to(folder)), folder) for file in files)
+    marks = "".join(mark(str(file.relative_to(folder)), folder) for file in [*files, *others])
     return Rows(
         key=hashlib.sha256(f"{reader.name}|{marks}".encode(errors="replace")).hexdigest(),
-        train=lambda: reader.samples(rows(train)),
-        val=(lambda: reader.samples(rows(val))) if val else None,
+        train=lambda: reader.samples(rows("train")),
+        val=(lambda: reader.samples(rows("val"))) if split and of("val", files) else None,
         skipped=reader.skipped,
-        block=block_of(len(train), reader.config.val_fraction, 4),
+        block=block_of(len(of("train", files)), reader.config.val_fraction, 4),
     )
 
 
@@ -483,7 +489,8 @@ def made(file: Path) -> tuple[list[str], Path]:
 
 
 def hub_rows(reader: Reader) -> Rows:
-    """The rows of a dataset of the Hub. Its pictures and sounds come as they were stored: it would decode them with FFmpeg.
+    """The rows of a dataset of the Hub. Its pictures and sounds come as they were stored: it would decode them with FFmpeg. How many rows
+    there are many datasets say; to count those of another, all of it would have to be read.
 
     Raises:
         UserError: when the hub cannot be reached, has no such dataset, or none of the fields in it.
@@ -499,6 +506,9 @@ def hub_rows(reader: Reader) -> Rows:
         if media and not set(reader.media.values()) & set(fields):
             raise reader.other_field(media[0])
     classes = getattr(fields.get(text_field), "names", None)
+    info, validates = loaded["train"].info, "validation" in loaded
+    count = info.splits["train"].num_examples if "train" in (info.splits or {}) else 0
+    block = block_of(count, reader.config.val_fraction, 40) if count else NEIGHBOURS
 
     def rows(split: str) -> Iterator[Row]:
         data = loaded[split] if hasattr(loaded[split], "decode") else loaded[split].to_iterable_dataset()
@@ -509,10 +519,11 @@ def hub_rows(reader: Reader) -> Rows:
             yield row, f"{name} {split} row {number}", from_hub(name)
 
     return Rows(
-        key=f"{reader.name}|{reader.fields}|{getattr(loaded['train'].info, 'dataset_size', 0) or 0}",
+        key=f"{reader.name}|{reader.fields}|{getattr(info, 'dataset_size', 0) or 0}{'' if validates else f'|{block}'}",
         train=lambda: reader.samples(rows("train")),
-        val=(lambda: reader.samples(rows("validation"))) if "validation" in loaded else None,
+        val=(lambda: reader.samples(rows("validation"))) if validates else None,
         skipped=reader.skipped,
+        block=block,
     )
 
 

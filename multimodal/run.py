@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,51 +50,59 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
         if name == STORIES:
             places += share * model.block_size
             continue
-        own = rows[rows["part"] == corpus.train.parts.index(name)] if name in corpus.train.parts else rows[:0]
-        if len(own):
-            places += share * own["places"].mean()
-            seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
-            arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
+        own = rows[rows["part"] == corpus.train.parts.index(name)]
+        places += share * own["places"].mean()
+        seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
+        arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
     encoders = arithmetic / (places * flops_per_token(model))
     return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + encoders, "slower": PADDED}
 
 
 def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:
-    """The answers to every part: to fresh rows of the embedded ones, to the validation rows of a person's own."""
+    """The answers to every part: to fresh rows of the embedded ones, to the validation rows of a person's own; to none that the block has
+    no room for."""
     parts = [part for part in corpus.shares if part in PARTS]
-    rows = judge.embedded_rows(parts, model.config, JUDGED) | {
-        name: some for name, some in corpus.val.media.some(OWN_JUDGED).items() if name in corpus.shares and name not in PARTS
+    fresh = judge.embedded_rows(parts, model.config, JUDGED)
+    rows = {name: [row for row in some if judge.fits(row, tokenizer, model.config)] for name, some in fresh.items()} | {
+        name: some for name, some in corpus.val.some(OWN_JUDGED).items() if name in corpus.shares and name not in PARTS
     }
     found = [judge.judge(model, tokenizer, name, some) for name, some in rows.items() if some]
     return [verdict for verdict, _ in found], [example for _, examples in found for example in examples[:ON_THE_SHEET]]
 
 
 def write_media(folder: Path, examples: list[judge.Example], rate: int) -> list[str]:
-    """Writes the pictures and sounds of some examples as files; for each example the flags that show it to `generate.py`."""
+    """Writes the pictures and sounds of some examples as files; for each example the flags that show it to `generate.py`, with what was
+    asked last."""
     import soundfile
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     commands = []
     for number, example in enumerate(examples, 1):
-        flags = []
+        flags, written = [], Counter()
         for part in judge.media(example.sample):
-            name = folder / f"{number}{'.png' if isinstance(part, Picture) else '.wav'}"
+            flag, ending = ("--image", "png") if isinstance(part, Picture) else ("--audio", "wav")
+            written[flag] += 1
+            name = folder / f"{number}{f'_{written[flag]}' if written[flag] > 1 else ''}.{ending}"
             if isinstance(part, Picture):
                 Image.fromarray(part.pixels).save(name)
             else:
                 soundfile.write(name, part.wave, rate)
-            flags.append(f"{'--image' if isinstance(part, Picture) else '--audio'} {name}")
-        asked = "".join(part for part in example.sample.turns[0].parts if isinstance(part, str))
+            flags += [flag, str(name)]
+        last = [turn for turn in example.sample.turns if turn.role == "user"][-1:]
+        asked = "".join(part for turn in last for part in turn.parts if isinstance(part, str))
         if asked not in ("", DESCRIBE, TRANSCRIBE):
-            flags.append(f"--prompt {asked!r}")
-        commands.append(" ".join(flags))
+            flags += ["--prompt", asked]
+        commands.append(shlex.join(flags))
     return commands
 
 
 def report(corpus: MediaCorpus, model, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Prints how well the model answers, draws a sheet of its answers into a folder, and returns the figures."""
+    """Prints how well the model answers, draws a sheet of its answers into a folder, and returns the figures; nothing of plain text,
+    where nothing is answered."""
     verdicts, examples = judged(corpus, model, tokenizer)
+    if not examples:
+        return {}
     path = folder / "examples.png"
     sheet.draw(path, examples, model.config.audio_rate)
     commands = write_media(folder / "examples", examples, model.config.audio_rate)

@@ -9,7 +9,8 @@ Of each split there are, whatever the tokenizer,
 
 and for each tokenizer and block a folder with
 
-    rows.npy        one record a row: where its ids, its pictures and its sounds begin, and to which part of the data it belongs
+    rows.npy        one record a row: where its ids, its pictures and its sounds begin, to which part of the data it belongs, and which
+                    line of the outlines it is
     ids.bin         token ids, IMAGE and AUDIO once for each picture and sound
     seen.bin        token ids of the words of each picture, and in seen.npy where each begins; in heard.bin and heard.npy of each sound
     learned.bin     which of them the model is to say
@@ -40,11 +41,12 @@ from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
 from tokenizer import Tokenizer, fingerprint
 
-FORMAT = 5
+FORMAT, ROWS_FORMAT = 5, 2  # of all that is made, and of what is made for a tokenizer
 LOUDEST = 2**15 - 1  # of 16 bits
 ROW = np.dtype([
     ("ids", "i8"), ("length", "i4"), ("places", "i4"),  # `places`: of the row, once pictures and sounds have all of theirs
     ("picture", "i8"), ("pictures", "i4"), ("sound", "i8"), ("sounds", "i4"), ("part", "i4"),
+    ("outline", "i8"),  # its line of outlines.jsonl
 ])  # fmt: skip
 Outline = dict  # a sample as JSON: {"part", "turns": [[role, [text, IMAGE or AUDIO, ...]], ...], "text", "seen": [words], "heard": [words]}
 
@@ -71,22 +73,6 @@ class Media:
         """(frames, MELS) float16."""
         return self.frames[self.sounds[n] : self.sounds[n + 1]]
 
-    def some(self, count: int) -> dict[str, list[Sample]]:
-        """Up to `count` conversations of each part, evenly spaced; of validation rows only, whose waves are kept."""
-        outlines, wanted = list(self.outlines()), {}
-        for number, each in enumerate(outlines):
-            if each["turns"]:
-                wanted.setdefault(each["part"], []).append(number)
-        chosen = {numbers[i] for numbers in wanted.values() for i in np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)}
-        samples: dict[str, list[Sample]] = {part: [] for part in wanted}
-        picture = sound = 0
-        for number, each in enumerate(outlines):
-            placed = [part for _, parts in each["turns"] for part in parts]
-            if number in chosen:
-                samples[each["part"]].append(self.sample(each, picture, sound))
-            picture, sound = picture + placed.count(IMAGE), sound + placed.count(AUDIO)
-        return samples
-
     def sample(self, outline: Outline, picture: int, sound: int) -> Sample:
         """A row with its media, of which the first picture and the first sound have these numbers."""
         pictures, sounds = itertools.count(picture), itertools.count(sound)
@@ -111,13 +97,13 @@ class Shards:
     Attributes:
         rows: (rows,) records of ROW.
         parts: the names that a row's `part` counts.
-        skipped: what was left out, as lines.
+        skipped: what the block has no room for.
     """
 
     def __init__(self, media: Media, folder: Path):
         self.media = media
         meta = json.loads((folder / "meta.json").read_text())
-        self.parts, self.skipped = meta["parts"], meta["skipped"]
+        self.parts, self.skipped = meta["parts"], Skipped(**meta["skipped"])
         self.rows = np.load(folder / "rows.npy")
         self.ids, self.learned = mapped(folder / "ids.bin", "int32"), mapped(folder / "learned.bin", "bool")
         self.seen, self.heard = Words(folder, "seen"), Words(folder, "heard")
@@ -128,6 +114,17 @@ class Shards:
         span = slice(row["ids"], row["ids"] + row["length"])
         pictures, sounds = (range(row[name], row[name] + row[f"{name}s"]) for name in ("picture", "sound"))
         return self.ids[span], self.learned[span], pictures, sounds
+
+    def some(self, count: int) -> dict[str, list[Sample]]:
+        """Up to `count` conversations of each part, evenly spaced; of validation rows only, whose waves are kept."""
+        outlines, found = list(self.media.outlines()), {}
+        for row in self.rows:
+            if outlines[row["outline"]]["turns"]:
+                found.setdefault(self.parts[row["part"]], []).append(row)
+        for part, rows in found.items():
+            chosen = [rows[n] for n in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+            found[part] = [self.media.sample(outlines[row["outline"]], row["picture"], row["sound"]) for row in chosen]
+        return found
 
 
 class Words:
@@ -290,8 +287,8 @@ def prepare_media(
 
 
 def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: int) -> Shards:
-    """The rows of a split for this tokenizer; those that the block has no room for are left out, and counted in skipped.json."""
-    key = hashlib.sha256(f"{fingerprint(tokenizer)}|{block_size}".encode()).hexdigest()[:8]
+    """The rows of a split for this tokenizer; those that the block has no room for are left out, and counted."""
+    key = hashlib.sha256(f"{fingerprint(tokenizer)}|{block_size}|{ROWS_FORMAT}".encode()).hexdigest()[:8]
     target = folder / f"rows-{media.folder.name}-{key}"
 
     def fill(work: Path) -> None:
@@ -300,7 +297,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
         rows, words, skipped = [], {"seen": [], "heard": []}, Skipped()
         start = picture = sound = 0
         with open(work / "ids.bin", "wb") as ids_file, open(work / "learned.bin", "wb") as learned_file:
-            for each in media.outlines():
+            for number, each in enumerate(media.outlines()):
                 ids, learned = encode(each, tokenizer)
                 pictures, sounds = ids.count(IMAGE), ids.count(AUDIO)
                 frames = np.diff(media.sounds[sound : sound + sounds + 1])
@@ -309,7 +306,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
                     found += [tokenizer.encode(f" {told}").tolist() if told else [] for told in each[name]]
                 if places <= block_size + 1:
                     part = parts.setdefault(each["part"], len(parts))
-                    rows.append((start, len(ids), places, picture, pictures, sound, sounds, part))
+                    rows.append((start, len(ids), places, picture, pictures, sound, sounds, part, number))
                     ids_file.write(np.array(ids, dtype=np.int32).tobytes())
                     learned_file.write(np.array(learned).tobytes())
                     start += len(ids)
@@ -321,7 +318,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
         np.save(work / "rows.npy", np.array(rows, dtype=ROW))
         for name, found in words.items():
             Words.write(work, name, found)
-        (work / "meta.json").write_text(json.dumps({"parts": list(parts), "skipped": skipped.lines()}))
+        (work / "meta.json").write_text(json.dumps({"parts": list(parts), "skipped": vars(skipped)}))
 
     appear(target, fill)
     return Shards(media, target)

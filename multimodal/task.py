@@ -63,7 +63,7 @@ class MediaTask:
         )  # fmt: skip
         self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
         self.lengths = torch.from_numpy(np.array(self.tokenizer.byte_lengths()))
-        self.shown = [sample for some in corpus.val.media.some(SHOWN).values() for sample in some]
+        self.shown = [sample for some in corpus.val.some(SHOWN).values() for sample in some]
         self.sheets = 0
 
     def batch(self, step: int) -> tuple[Batch]:
@@ -154,7 +154,9 @@ class MediaTask:
     # ---- what is shown
 
     def sample(self, model: nn.Module, seed: int) -> str:
-        """Answers to a few rows of each part, beside the truth; with a folder, also as a picture."""
+        """Answers to a few rows of each part, beside the truth; with a folder, also as a picture. Plain text has no answers."""
+        if not self.shown:
+            return ""
         was_training = model.training
         model.eval()
         found = judge.examples(model, self.tokenizer, self.shown)

@@ -584,10 +584,47 @@ def test_a_folder_by_class(media):
         [("user", RED, "describe"), ("assistant", "cat")],
         [("user", 4000, "transcribe"), ("assistant", "guinea pig")],
     ]
-    (line,) = found.skipped.lines()
-    assert all(word in line for word in ("FOLDER/CLASS/FILE", "loose.png"))
+    notes, loose = found.skipped.lines()
+    assert notes == f"skipped 1 file that is neither picture nor sound (first: {media}/pets/cat/notes.txt)"
+    assert all(word in loose for word in ("FOLDER/CLASS/FILE", "loose.png"))
+    with pytest.raises(UserError, match=r"notes\.txt: file that is neither picture nor sound"):
+        read(find(media / "pets", strict=True))
+    (media / "pets" / "cat" / "notes.txt").unlink()
+    put(media / "pets" / "README.md", "above the classes")
+    assert find(media / "pets").key != found.key
     with pytest.raises(UserError, match=r"loose\.png"):
         read(find(media / "pets", strict=True))
+
+
+def test_other_files_of_a_split_are_told_with_it(media):
+    for split in ("train", "valid", "test"):
+        put(media / "pets" / split / "cat" / "1.png", picture())
+        put(media / "pets" / split / "cat" / "2.mov", "x")
+    found = find(media / "pets")
+    read(found)
+    assert found.skipped.counts == {"file that is neither picture nor sound": 1}
+    list(found.val())
+    assert found.skipped.counts == {"file that is neither picture nor sound": 2}
+
+
+def test_pictures_and_sounds_with_rarer_endings(media):
+    """They are found in folders by class, and seen when they change behind a row."""
+    made = {
+        "a.avif": picture(kind="AVIF"), "b.jfif": picture(kind="JPEG"), "c.aif": sound(kind="AIFF"), "d.AIFF": sound(kind="AIFF"),
+        "e.oga": sound(kind="OGG"), "f.opus": sound(kind="OGG", subtype="OPUS"),
+    }  # fmt: skip
+    for name, content in made.items():
+        put(media / "set" / "cat" / name, content)
+    found = find(media / "set")
+    shown = [each[0][1] for each in read(found)]
+    assert np.abs(np.array(shown[:2]) - RED).max() <= 2 and shown[2:] == [4000] * 4
+    assert found.skipped.lines() == []
+    for name in made:
+        kind = "image" if name < "c" else "audio"
+        file = put_rows(media / "rows.jsonl", {kind: f"set/cat/{name}", "text": "x"})
+        before = find(file).key
+        os.utime(media / "set" / "cat" / name, (1, 1))
+        assert find(file).key != before, name
 
 
 def test_a_folder_by_class_with_splits_leaves_the_test_alone(media):
@@ -665,6 +702,37 @@ def test_skips_of_several_parts_are_added_up_and_strict_after_all(media, monkeyp
         corpus.open_corpus(config, model, 0, None, progress=False)
 
 
+def test_rows_longer_than_the_block_are_told_of_both_splits_and_end_a_strict_run(media, monkeypatch):
+    monkeypatch.setattr("multimodal.shards.DATA", media / "data")
+    for split, longs in (("train", 1), ("valid", 2)):
+        put_rows(media / f"set/{split}.jsonl", *({"text": "short"} for _ in range(5)), *({"text": "long" * 20} for _ in range(longs)))
+    model = MediaModelConfig(modalities="image", image_size=16, block_size=32)
+    config = TrainConfig(data=str(media / "set"), tokenizer="byte")
+    for _ in ("made", "found"):
+        found = corpus.open_corpus(config, model, 0, None, progress=False)
+        assert found.meta["skipped"] == [f"skipped 3 rows longer than the block_size of 32 (first: 82 tokens in {media / 'set'})"]
+    config.strict = True
+    with pytest.raises(UserError, match=r"rows longer than the block_size of 32.* --block_size, or leave out --strict"):
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    put_rows(media / "set/train.jsonl", *({"text": "short"} for _ in range(5)))
+    with pytest.raises(UserError, match="skipped 2 rows longer"):  # those to validate on alone
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    put_rows(media / "set/valid.jsonl", {"text": "short"})
+    assert corpus.open_corpus(config, model, 0, None, progress=False).meta["skipped"] == []
+
+
+def test_a_part_without_rows_to_train_on_is_no_part_of_the_mixture(media, monkeypatch):
+    monkeypatch.setattr("multimodal.shards.DATA", media / "data")
+    long, short = (put_rows(media / f"{word}.jsonl", *({"text": word * 9} for _ in range(20))) for word in ("longer", "me"))
+    model = MediaModelConfig(modalities="image", image_size=16, block_size=32)
+    config = TrainConfig(data=f"{long},{short}", tokenizer="byte")
+    assert corpus.open_corpus(config, model, 0, None, progress=False).shares == {str(short): 1.0}
+    config.mix = f"{short}=0"
+    with pytest.raises(UserError, match=re.escape(f"of {long} there is no row to train on that the block_size of 32")) as caught:
+        corpus.open_corpus(config, model, 0, None, progress=False)
+    assert "--block_size" in str(caught.value) and "--mix" in str(caught.value)
+
+
 # ---- the Hub
 
 
@@ -700,6 +768,12 @@ DATASETS = {
     "own/misnamed": {
         "data/train-00000.parquet": stored({"img": IMAGE, "text": STRING}, {"img": column(picture()), "text": ["a"]})
     },
+    "own/untold": {"data/train-00000.parquet": stored({"text": STRING}, {"text": [f"{n}" for n in range(400)]})},
+    "own/counted": {
+        "README.md": b"---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  splits:\n"
+        b"  - {name: train, num_bytes: 4000, num_examples: 2000}\n  download_size: 9\n  dataset_size: 4000\n---\n",
+        "data/train-00000.parquet": stored({"text": STRING}, {"text": [f"{n}" for n in range(2000)]}),
+    },
     "own/folder": {
         "README.md": b"---\nconfigs:\n- config_name: all\n  data_files:\n  - {split: train, path: ['cat/*', 'dog/*']}\n---\n",
         "cat/1.png": picture(RED),
@@ -713,10 +787,14 @@ QUESTIONS = {
     "misnamed": {"data": "hf:own/misnamed"},
     "untold": {"data": "hf:own/heard", "text_field": "caption"},
     "folder": {"data": "hf:own/folder", "text_field": "label"},
+    "neighbours, untold": {"data": "hf:own/untold"},
+    "neighbours, counted": {"data": "hf:own/counted"},
+    "neighbours, a fifth": {"data": "hf:own/counted", "val_fraction": 0.2},
 }
 ASK = """
 import json, sys
 from config import MediaModelConfig, TrainConfig, UserError
+from multimodal.corpus import split_rows
 from multimodal.rows import find_rows
 from multimodal.samples import Picture, Sample, Sound
 
@@ -727,7 +805,9 @@ def answer(values):
         found = find_rows(values["data"], MODEL, TrainConfig(**values))
         train = [told(sample) for sample in found.train()]
         val = found.val and [told(sample) for sample in found.val()]
-        return {"train": train, "val": val, "skipped": found.skipped.lines(), "key": found.key}
+        skipped = found.skipped.lines()
+        splits = [split for split, _ in split_rows(found, values.get("val_fraction", 0.1))]
+        return {"train": train, "val": val, "skipped": skipped, "key": found.key, "splits": splits}
     except UserError as error:
         return {"error": str(error)}
 
@@ -768,6 +848,14 @@ def test_sounds_of_the_hub_need_no_decoder_of_its_own(answers):
 
 def test_files_in_a_repository_of_the_hub(answers):
     assert answers["folder"]["train"] == [seen(RED, "cat"), seen(GREEN, "dog")], answers["folder"]
+
+
+@pytest.mark.parametrize(("question", "block", "held"), [("untold", 20, 40), ("counted", 5, 200), ("a fifth", 10, 400)])
+def test_rows_of_the_hub_are_held_out_in_blocks_of_neighbours(answers, question, block, held):
+    splits = answers[f"neighbours, {question}"]["splits"]
+    assert splits.count("val") == held
+    assert all(len(set(splits[start : start + block])) == 1 for start in range(0, len(splits), block))
+    assert answers["neighbours, counted"]["key"] != answers["neighbours, a fifth"]["key"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -19,14 +20,14 @@ import torch
 from PIL import Image
 
 import checkpoint
-from config import ROOT, MediaModelConfig, ModelConfig, TrainConfig
+from config import ROOT, MediaModelConfig, ModelConfig, TrainConfig, UserError
 from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Request, Settings
 from model import GPT, IGNORE
-from multimodal import judge, shards
+from multimodal import embedded, judge, run, shards
 from multimodal.batches import collate, cuts, media_row
-from multimodal.corpus import MediaCorpus, open_corpus
+from multimodal.corpus import MediaCorpus, mixed, named, open_corpus
 from multimodal.fusion import Batch, MultimodalGPT
 from multimodal.samples import Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
@@ -129,20 +130,25 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(data):
 
 
 def test_a_batch_is_cut_into_as_many_pieces_as_asked_for_and_padded_least():
-    """Against all ways to cut."""
+    """Against all ways to cut, for blocks that are multiples of 16 and others."""
     random = np.random.default_rng(0)
-    for _ in range(20):
-        lengths = sorted(random.choice([*range(1, 70), 160], 24).tolist())
+    for micro, block in ((4, 10**8), (6, 10**8), (6, 160), (4, 100), (8, 100), (6, 200), (12, 10**8), (24, 10**8)):
+        for _ in range(20):
+            lengths, most = sorted(random.choice([*range(1, 70), min(block, 160), min(block, 200)], 24).tolist()), micro * block
 
-        def padded(ends, lengths=lengths):
-            return [(end - start) * -(-lengths[end - 1] // 16) * 16 for start, end in pairwise((0, *ends))]
+            def padded(ends, lengths=lengths, block=block):
+                return [(end - start) * min(block, -(-lengths[end - 1] // 16) * 16) for start, end in pairwise((0, *ends))]
 
-        for micro, most in ((4, 10**9), (6, 10**9), (6, 960), (12, 10**9), (24, 10**9)):
             places = range(math.gcd(micro, 8), 24, math.gcd(micro, 8))
             ways = [[*some, 24] for some in combinations(places, 24 // micro - 1)]
             found = cuts(lengths, micro, most)
             assert found in ways and max(padded(found)) <= most
             assert sum(padded(found)) == min(sum(padded(way)) for way in ways if max(padded(way)) <= most)
+
+
+def test_a_batch_of_rows_as_long_as_an_odd_block_is_cut():
+    ends = cuts([30] * 57 + [200] * 7, 8, 8 * 200)
+    assert len(ends) == 8 and ends[-1] == 64 and all(a < b for a, b in pairwise((0, *ends)))
 
 
 def test_only_answers_and_texts_are_learned(data):
@@ -271,7 +277,7 @@ def test_the_engine_answers_as_the_whole_forward_does():
 def test_a_prompt_has_the_ids_of_a_training_row(data):
     """What the server makes of a question is what training showed, up to the answer."""
     corpus, _ = corpus_of(data)
-    for samples in corpus.val.media.some(3).values():
+    for samples in corpus.val.some(3).values():
         for sample in samples:
             model = tiny_model()
             prompt = Chat(corpus.tokenizer, documents=True, places=model.places).prompt([Message(t.role, t.parts) for t in sample.turns[:-1]], 96)
@@ -313,6 +319,54 @@ def test_a_judge_who_knows_sees_through_the_controls(monkeypatch):
     assert verdict.cer == 0 and verdict.floor == 0.1 and all(example.right for example in examples)
 
 
+def turns_of(picture: Picture, last: str, answer: str) -> Sample:
+    """A conversation of several turns, the picture in the first."""
+    said = [("user", (picture, "a")), ("assistant", ("one",)), ("user", ("b",)), ("assistant", ("two",)), ("user", (last,))]
+    return Sample("rows", tuple(Turn(*each) for each in (*said, ("assistant", (answer,)))))
+
+
+def test_a_row_is_asked_whole_and_answered_with_all_the_room_that_is_left(monkeypatch):
+    """Rows up to the longest that are trained on, of a tokenizer with which an answer has many tokens."""
+    model, tokenizer, requests = tiny_model(block_size=192), ByteTokenizer(), []
+    monkeypatch.setattr(judge.Engine, "run", lambda self, some: requests.extend(some))
+    picture = Picture(np.zeros((32, 32, 3), np.uint8))
+    most = max(n for n in range(192) if judge.fits(turns_of(picture, "c" * n, "ddd"), tokenizer, model.config))
+    samples = [turns_of(picture, "c" * asked, "d" * said) for asked, said in ((1, 3), (most - 1, 3), (most, 3), (12, 80), (1, 0))]
+    judge.answers(model, tokenizer, samples)
+    for sample, request in zip(samples, requests, strict=True):
+        ids, _ = shards.encode(shards.outline(sample), tokenizer)
+        said = len(tokenizer.encode(judge.truth(sample))) + bool(judge.truth(sample))
+        assert [i for i in request.ids if i >= 0] == [i for i in ids[: len(ids) - said - 1] if i >= 0]
+        assert request.places == 16 and list(request.media) == [picture]
+        assert request.settings.max_new_tokens == 193 - len(request.ids) >= said + 1
+    assert requests[2].settings.max_new_tokens == 5, "a row that fills the block has its answer and an end"
+
+
+def test_media_that_another_row_lent_leave_room_for_an_answer(monkeypatch):
+    model, tokenizer, requests = tiny_model(), ByteTokenizer(), []
+    monkeypatch.setattr(judge.Engine, "run", lambda self, some: requests.extend(some))
+    long = Sound(np.zeros(32000, np.float32))
+    judge.answers(model, tokenizer, [Sample("rows", (Turn("user", (long, "e" * 60)), Turn("assistant", ("yes",))))])
+    assert len(requests[0].ids) > 96 and requests[0].settings.max_new_tokens == 5
+
+
+def test_rows_that_the_block_has_no_room_for_are_not_judged(data, monkeypatch):
+    rows = [json.dumps({"image": f"{n % 24}.png", "text": list(COLOURS)[n % 3] + " and on" * (20 * (n % 2))}) for n in range(48)]
+    data.write_text("\n".join(rows))
+    corpus, _ = corpus_of(data, val_fraction=0.5)
+    kept = [sample for some in corpus.val.some(500).values() for sample in some]
+    assert len(kept) == len(corpus.val.rows) < corpus.meta["val"]["rows"]
+    for sample in kept:
+        shown = judge.media(sample)[0].pixels.mean((0, 1))
+        assert min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - shown).sum()) == judge.truth(sample)
+    assert [len(some) for some in corpus.val.some(3).values()] == [3]
+    fresh = [turns_of(Picture(np.zeros((32, 32, 3), np.uint8)), "c", "d" * n) for n in (3, 3, 90)]
+    monkeypatch.setattr(judge, "embedded_rows", lambda *_: {"captions": fresh})
+    monkeypatch.setattr(judge, "answers", lambda model, tokenizer, samples: list(map(judge.truth, samples)))
+    verdicts, _ = run.judged(corpus, tiny_model(), corpus.tokenizer)
+    assert {verdict.part: verdict.count for verdict in verdicts} == {"captions": 2, str(data): len(kept)}
+
+
 def test_error_rates_are_those_of_the_textbook():
     truths, given = ["one two three"], ["one too three four"]
     words = [text.split() for text in given], [text.split() for text in truths]
@@ -350,6 +404,33 @@ def test_a_run_logs_its_parts_and_draws_its_sheets(straight):
     assert {"exact", "wer", "cer", "blank", "shuffled", "floor"} <= answer.keys()
 
 
+def test_a_run_of_plain_text_has_no_examples_and_no_sheet(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/rows.jsonl").write_text("\n".join(json.dumps({"text": f"nothing to see, number {n}"}) for n in range(40)))
+    assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, max_iters=2, eval_interval=1)) == 0
+    assert np.isfinite(events(tmp_path, "evaluation")[-1]["loss"])
+    assert not list((tmp_path / "logs/a").glob("examples*"))
+    assert "by generation" not in capsys.readouterr().out
+
+
+def test_the_commands_below_a_sheet_ask_what_was_asked_last(tmp_path):
+    pictures = [Picture(np.full((16, 16, 3), 50 * n, np.uint8)) for n in (1, 2, 3)]
+    sound = Sound(np.zeros(800, np.float32))
+    turns = [
+        Turn("system", ("be brief",)), Turn("user", (*pictures[:2], "first")), Turn("assistant", ("one",)),
+        Turn("user", (pictures[2], sound, "it's \"$HOME\"?")), Turn("assistant", ("two",)),
+    ]  # fmt: skip
+    described = (Turn("user", (pictures[0], "describe")), Turn("assistant", ("dark",)))
+    rows = [Sample("rows", tuple(turns)), Sample("rows", described), Sample("rows", (Turn("assistant", ("hello",)),))]
+    folder = tmp_path / "a folder"
+    several, one, none = map(shlex.split, run.write_media(folder, [judge.Example("rows", row, "", "") for row in rows], 8000))
+    names = [folder / name for name in ("1.png", "1_2.png", "1_3.png")]
+    assert several == [*(word for name in names for word in ("--image", str(name))),
+                       "--audio", str(folder / "1.wav"), "--prompt", "it's \"$HOME\"?"]  # fmt: skip
+    assert [np.asarray(Image.open(name)).max() for name in names] == [50, 100, 150]
+    assert one == ["--image", str(folder / "2.png")] and none == []
+
+
 def test_a_resumed_run_has_the_bits_of_a_straight_one(straight, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "DATA", tmp_path / "data")
     assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, max_iters=8, patience=1)) == 0  # the reference on the same paths
@@ -382,6 +463,26 @@ def test_evaluate_says_it_again(straight, monkeypatch, capsys):
     assert main_here(straight, monkeypatch, "evaluate", str(straight / "out/a")) == 0
     told = capsys.readouterr().out
     assert "bits per byte" in told and "by generation" in told and "shuffled" in told
+
+
+def test_other_data_are_evaluated_without_the_mixture_and_the_strictness_of_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    set_so = {"mix": f"{tmp_path / 'own/rows.jsonl'}=2", "strict": True, "max_iters": 1, "sample_tokens": 0}
+    assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, **set_so)) == 0
+    write_rows(tmp_path / "other")
+    with open(tmp_path / "other/rows.jsonl", "a") as file:
+        file.write('\n{"image": "gone.png", "text": "red"}')
+    capsys.readouterr()
+    assert main_here(tmp_path, monkeypatch, "evaluate", str(tmp_path / "out/a"), "--data", str(tmp_path / "other/rows.jsonl")) == 0
+    told = capsys.readouterr().out
+    assert "missing media file" in told and "by generation" in told
+
+
+def test_a_part_that_the_data_do_not_have_is_told_in_sentences():
+    with pytest.raises(UserError, match=r"^mix names 'quux'\. The parts of --data are captions\.$"):
+        mixed({"captions": 1.0}, "quux=2")
+    with pytest.raises(UserError, match=r"did you mean captions\? The parts"):
+        mixed({"captions": 1.0}, "caption=2")
 
 
 def test_a_model_that_sees_is_not_exported(straight, monkeypatch, capsys):
@@ -479,13 +580,42 @@ def test_a_rows_words_are_what_it_is_asked_for():
 
 
 def test_a_picture_is_asked_several_things_in_training_and_one_when_judged():
-    from multimodal import embedded
-
     several = next(iter(embedded.questions(1, 0, embedded.Setting(16, questions=4))))
     assert [turn.role for turn in several.turns] == ["user", "assistant"] * 4
     assert sum(isinstance(part, Picture) for turn in several.turns for part in turn.parts) == 1
     assert len({turn.parts[-1] for turn in several.turns[::2]}) == 4, "each another question"
     assert len(next(iter(embedded.questions(1, 0, embedded.Setting(16)))).turns) == 2
+
+
+def test_the_embedded_speech_has_the_rate_of_the_model():
+    """The same words at another rate: as long in seconds, and the same wave where both have samples."""
+    for part in ("speech", "spoken-questions", "silence"):
+        for usual, finer in zip(*(embedded.PARTS[part].make(3, 0, embedded.Setting(16, rate=rate)) for rate in (8000, 16000)), strict=True):
+            [one], [two] = ([each.wave for each in judge.media(sample) if isinstance(each, Sound)] for sample in (usual, finer))
+            assert len(two) == 2 * len(one) <= 16000 * embedded.PARTS[part].seconds
+            assert two.dtype == np.float32 and np.corrcoef(one[100:-100], two[200:-200:2])[0, 1] > 0.99
+    fresh = judge.embedded_rows(["silence"], MediaModelConfig(**{**SHAPE, "vocab_size": 257, "audio_rate": 16000}), 2)
+    [usual, *_] = embedded.silences(1, judge.FRESH, embedded.Setting(16))
+    assert len(judge.media(fresh["silence"][0])[0].wave) == 2 * len(judge.media(usual)[0].wave)
+
+
+def test_a_corpus_has_the_embedded_speech_at_the_rate_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    model = MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_rate": 16000})
+    corpus = open_corpus(TrainConfig(data="silence", tokenizer="byte"), model, 0, None, progress=False)
+    [usual, *_] = embedded.silences(1, 0, embedded.Setting(16))
+    seconds = len(judge.media(usual)[0].wave) / 8000
+    assert len(corpus.train.media.spectrogram(0)) == int(100 * seconds)
+
+
+@pytest.mark.parametrize("data", ["multimodal", "silence,speech", "spoken-questions"])
+def test_embedded_speech_that_is_longer_than_the_model_hears_is_refused_before_it_is_made(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    config = TrainConfig(data=data, tokenizer="byte")
+    with pytest.raises(UserError, match="audio_seconds 3"):
+        open_corpus(config, MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_seconds": 2.0}), 0, None, progress=False)
+    assert not (tmp_path / "data").exists()
+    assert named(config, MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_seconds": 3.0}))
 
 
 def test_pieces_are_text():
