@@ -285,6 +285,39 @@ def test_a_tokenizer_of_no_use_is_refused_with_a_true_way_out(tmp_path, bpe, dam
     assert "--tokenizer_from" not in str(caught.value)
 
 
+# ---- letters beyond ASCII
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Text is kept in the locale's encoding where none is named, and the locale's is not UTF-8."""
+    read, write = Path.read_text, Path.write_text
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding="cp1252", errors=None: read(path, encoding, errors))
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, text, encoding="cp1252", *more, **named: write(path, text, encoding, *more, **named)
+    )
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+def test_a_tokenizer_is_read_on_windows(tmp_path, bpe, files):
+    theirs = their_tokenizer(bpe)
+    if files == "vocab.json":
+        text = json.dumps(theirs.get_vocab(), ensure_ascii=False)
+        (tmp_path / "vocab.json").write_text(text, encoding="utf-8")
+    else:
+        theirs.save(str(tmp_path / "tokenizer.json"))
+    assert our_tokenizer(tmp_path, bpe.vocab_size).to_dict() == bpe.to_dict()
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_run_of_any_name_is_exported_on_windows(tmp_path, tiny_model):
+    content = checkpoint.content_of(tiny_model(), ByteTokenizer(), {"run": "物語", "step": 1})
+    checkpoint.write(tmp_path / "a.pt", content)
+    write_folder(tmp_path / "a.pt", tmp_path / "out")
+    assert "物語" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 # ---- refused
 
 

@@ -293,13 +293,13 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     ours = folder / "toolkit_tokenizer.json"
     try:
         if ours.exists():
-            return tokenizers.from_dict(json.loads(ours.read_text()))
+            return tokenizers.from_dict(json.loads(ours.read_text(encoding="utf-8")))
         words = tokenizers.WORDS
         if whole.exists():
-            theirs = json.loads(whole.read_text())
+            theirs = json.loads(whole.read_text(encoding="utf-8"))
             vocabulary, words = theirs["model"].get("vocab", {}), pattern(theirs) or words
         elif vocab_file.exists():
-            vocabulary = json.loads(vocab_file.read_text())
+            vocabulary = json.loads(vocab_file.read_text(encoding="utf-8"))
         else:
             raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
     except (OSError, ValueError, KeyError) as error:
@@ -356,7 +356,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        theirs = json.loads((folder / "config.json").read_text())
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(theirs, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
@@ -462,9 +462,11 @@ def write_folder(path: Path | str, out: Path) -> str:
     model, tokenizer, provenance = load_text_model(path)
     with new_folder(out) as folder:
         save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(their_config(model.config, tokenizer.eot), indent=2))
+        (folder / "config.json").write_text(
+            json.dumps(their_config(model.config, tokenizer.eot), indent=2), encoding="utf-8"
+        )
         their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
-        (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))
+        (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": EOT,
@@ -474,11 +476,11 @@ def write_folder(path: Path | str, out: Path) -> str:
         }
         if template := provenance.get("chat_template"):
             settings["chat_template"] = template
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         (folder / "generation_config.json").write_text(
-            json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
+            json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}), encoding="utf-8"
         )
-        (folder / "README.md").write_text(card(model, provenance))
+        (folder / "README.md").write_text(card(model, provenance), encoding="utf-8")
         return compare_logits(model, folder)
 
 
