@@ -18,6 +18,7 @@ import tokenizer as tokenizers
 from config import ROOT, UserError
 from inference.chat_template import fill
 from inference.dialogue import Chat, Message
+from inference.sampling import start_ids
 from model import GPT, build
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
@@ -195,7 +196,7 @@ def test_what_is_exported_generates(tmp_path, tiny_model):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     start = tokenizer("Hello", return_tensors="pt")
     written = model.generate(start["input_ids"], max_new_tokens=5, do_sample=False)
-    assert tokenizer.decode(written[0]).startswith("Hello")
+    assert tokenizer.decode(written[0]).startswith(tokenizers.EOT + "Hello"), "a text begins as in the corpus"
     assert model.config.eos_token_id == ByteTokenizer.eot
 
 
@@ -250,7 +251,27 @@ def test_a_tokenizer_goes_out_and_comes_back(tmp_path, tiny_model, bpe, kind):
     again = tokenizers.from_dict(read_folder(tmp_path / "out")["tokenizer"])
     assert again.to_dict() == ours.to_dict()
     if kind != "char":
-        assert their_ids(tmp_path / "out", "café\n") == ours.encode("café\n").tolist()
+        assert their_ids(tmp_path / "out", "café\n") == start_ids(ours, "café\n", True)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_text_begins_in_transformers_as_it_does_here(tmp_path, tiny_model, bpe, kind, documents):
+    ours = {"bpe": bpe, "byte": ByteTokenizer(), "char": CharTokenizer("".join(TEXTS))}[kind]
+    content = checkpoint.content_of(tiny_model(ours.vocab_size), ours, {"run": "r", "step": 1, "documents": documents})
+    checkpoint.write(tmp_path / "a.pt", content)
+    write_folder(tmp_path / "a.pt", tmp_path / "out")
+    for text in filter(None, TEXTS):
+        assert their_ids(tmp_path / "out", text) == start_ids(ours, text, documents)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("The", "cat")["input_ids"].count(ours.eot) == documents
+    assert theirs("The", add_special_tokens=False)["input_ids"] == ours.encode("The").tolist()
+    assert read_folder(tmp_path / "out")["provenance"]["documents"] is documents
+
+
+def test_a_folder_that_does_not_say_how_texts_begin_is_taken_for_the_usual_kind(tmp_path):
+    save_theirs(tmp_path, "gpt2")
+    assert read_folder(tmp_path)["provenance"]["documents"] is True
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
@@ -511,14 +532,15 @@ TALKS = [
 
 @pytest.mark.parametrize("talk", TALKS, ids=["short", "long"])
 def test_a_chat_template_goes_out_and_renders_as_our_server_does(tmp_path, tiny_model, bpe, talk):
-    """The template as the server fills it in, byte for byte and id for id."""
+    """The template as the server fills it in, byte for byte and id for id; that texts begin with the end of one is not said twice."""
     model, path = tiny_model(bpe.vocab_size), tmp_path / "a.pt"
-    checkpoint.write(path, checkpoint.content_of(model, bpe, {"run": "r", "step": 1, "chat_template": CHAT}))
+    provenance = {"run": "r", "step": 1, "chat_template": CHAT, "documents": True}
+    checkpoint.write(path, checkpoint.content_of(model, bpe, provenance))
     write_folder(path, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     said = [{"role": role, "content": content} for role, content in talk]
     text = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     assert text == tokenizers.EOT.join(fill(CHAT, said)) and text.endswith("<assistant>")
     ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-    assert ids == Chat(bpe, CHAT).ids([Message(**message) for message in said])
+    assert ids == Chat(bpe, CHAT, documents=True).ids([Message(**message) for message in said])
     assert read_folder(tmp_path / "out")["provenance"]["chat_template"] == CHAT

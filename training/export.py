@@ -24,6 +24,7 @@ from model import GPT
 from tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOLERANCE = 1e-3  # largest difference of a logit between our model and the exported one
+OURS = "toolkit_tokenizer.json"  # what an exported folder says to our own importer
 
 
 # ---- names: ours on the left, transformers' on the right; {} is the block's number
@@ -225,12 +226,15 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
 # ---- tokenizers
 
 
-def their_tokenizer(tokenizer: Tokenizer):
+def their_tokenizer(tokenizer: Tokenizer, documents: bool = False):
     """Our tokenizer as a `tokenizers.Tokenizer` that gives the same ids.
 
     That format cannot spell a char tokenizer's unknown characters: there, and only there, they become the end of text.
+
+    Args:
+        documents: whether a text begins with an end-of-text token, as in the corpus. A chat begins as its template says.
     """
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Theirs
 
     if isinstance(tokenizer, CharTokenizer):
@@ -249,6 +253,9 @@ def their_tokenizer(tokenizer: Tokenizer):
         theirs.pre_tokenizer = pre_tokenizers.Sequence([*cut, to_symbols])  # ByteLevel's own pattern is WORDS
         theirs.decoder = decoders.ByteLevel()
     theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
+    if documents:
+        begun = {"single": [EOT, "$A"], "pair": [EOT, "$A", "$B:1"]}
+        theirs.post_processor = processors.TemplateProcessing(**begun, special_tokens=[(EOT, tokenizer.eot)])
     return theirs
 
 
@@ -290,7 +297,7 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         UserError: when it is of another kind, or gives other ids than ours.
     """
     vocab_file, whole = folder / "vocab.json", folder / "tokenizer.json"
-    ours = folder / "toolkit_tokenizer.json"
+    ours = folder / OURS
     try:
         if ours.exists():
             return tokenizers.from_dict(json.loads(ours.read_text(encoding="utf-8")))
@@ -378,7 +385,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
             weights |= load_file(file)
         except Exception as error:  # safetensors' own error is no OSError
             raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
-    model = GPT(config)
+    model, tokenizer = GPT(config), our_tokenizer(folder, config.vocab_size)
     try:
         model.load_state_dict(to_ours(config, weights))
     except RuntimeError as error:
@@ -389,12 +396,18 @@ def read_folder(folder: Path) -> dict[str, Any]:
         "step": 0,
         "val_loss": None,
         "val_bpb": None,
-        "documents": True,
+        "documents": documents(folder),
         "data": f"imported from {folder.name}",
         "data_hash": "",
         **chat_template(folder),
     }
-    return checkpoint.content_of(model, our_tokenizer(folder, config.vocab_size), provenance)
+    return checkpoint.content_of(model, tokenizer, provenance)
+
+
+def documents(folder: Path) -> bool:
+    """Whether the model's texts began with an end-of-text token. A folder that does not say so is taken for the usual kind."""
+    ours = folder / OURS
+    return not ours.exists() or json.loads(ours.read_text(encoding="utf-8")).get("documents", True)
 
 
 def chat_template(folder: Path) -> dict[str, str]:
@@ -460,13 +473,14 @@ def write_folder(path: Path | str, out: Path) -> str:
     from safetensors.torch import save_file
 
     model, tokenizer, provenance = load_text_model(path)
+    begun = bool(provenance.get("documents"))
     with new_folder(out) as folder:
         save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(
             json.dumps(their_config(model.config, tokenizer.eot), indent=2), encoding="utf-8"
         )
-        their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
-        (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+        their_tokenizer(tokenizer, begun).save(str(folder / "tokenizer.json"))
+        (folder / OURS).write_text(json.dumps({**tokenizer.to_dict(), "documents": begun}), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": EOT,
