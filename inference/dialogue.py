@@ -68,7 +68,7 @@ class Chat:
 
     Args:
         template: the checkpoint's own, in jinja2; none for a base model.
-        documents: every text of the corpus began after an end-of-text token.
+        documents: every text of the corpus began after an end-of-text token, and so does a transcript.
         places: the ids that stand for a picture or a sound, of a model that takes them.
     """
 
@@ -131,7 +131,7 @@ class Chat:
         ids = self.encode(pieces[0], mark, media)
         for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
             ids += [named[name], *self.encode(piece, mark, media)]
-        starts = self.documents and ids[:1] != [self.tokenizer.eot]
+        starts = self.documents and not self.template  # a template says itself how a chat begins
         return [self.tokenizer.eot, *ids] if starts or not ids else ids
 
     def encode(self, text: str, mark: str, media: Iterator[Any]) -> list[int]:

@@ -52,6 +52,11 @@ def test_a_model_of_documents_gets_the_end_of_text_in_front():
     assert Chat(BYTES, CHATML, documents=True).prompt(talk("Hi"), 1000).ids.count(BYTES.eot) == 2, "not twice"
 
 
+def test_a_template_says_itself_how_a_chat_begins():
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    assert text(Chat(BYTES, template, documents=True).prompt(talk("Hi"), 1000).ids) == "<user>Hi"
+
+
 def test_the_checkpoints_template_is_used():
     prompt = Chat(BYTES, CHATML).prompt(talk("Hi", system="Be kind."), 1000)
     assert text(prompt.ids) == "|<system>Be kind.|<user>Hi|<assistant>"

@@ -552,7 +552,8 @@ def test_a_chat_of_an_imported_qwen_is_put_to_it_as_transformers_does(tmp_path, 
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     said = [{"role": role, "content": text} for role, text in talk]
     ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-    assert Chat(ours, content["provenance"]["chat_template"]).ids([Message(**each) for each in said]) == ids
+    chat = Chat(ours, content["provenance"]["chat_template"], content["provenance"]["documents"])
+    assert chat.ids([Message(**each) for each in said]) == ids
     assert {plain.eot + 1, plain.eot + 2, plain.eot + 3} <= {*ids} and plain.eot + 4 not in ids
 
 
