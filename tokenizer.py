@@ -34,12 +34,38 @@ class Tokenizer:
     vocab_size: int
     eot: int
 
+    @functools.cached_property
+    def controls(self) -> dict[str, int]:
+        """Tokens that are no text, by name: `eot`, and what else an imported tokenizer has. No text is ever cut into them."""
+        return {EOT: self.eot}
+
+    @functools.cached_property
+    def visible(self) -> dict[str, int]:
+        """Tokens that no text is cut into either, but that a reader sees as they are called, such as `<think>`."""
+        return {}
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids by which a model says that it has finished."""
+        return (self.eot,)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the tokens are called that no text is cut into, by id. Only a chat template writes them."""
+        return {i: name for name, i in (self.controls | self.visible).items()}
+
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        """The names of the tokens that chat templates write as variables."""
+        eot = self.names[self.eot]
+        return {"bos_token": eot, "eos_token": self.names.get(self.ends[0], eot)}
+
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, (n,) uint32. `<|endoftext|>` written in the text is ordinary text. Lone surrogates become U+FFFD."""
         raise NotImplementedError
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of each id, `eot` being none."""
+        """The bytes of each id, those of `controls` being none."""
         raise NotImplementedError
 
     def to_dict(self) -> dict:
@@ -70,13 +96,26 @@ class BPETokenizer(Tokenizer):
     Args:
         ranks: the tokens in order of their rank; the 256 single bytes are among them. The id is the rank.
         words: the pattern that cuts a text before bytes are merged; GPT-2's but for imported models.
+        controls, visible: an imported model's tokens beside those, by name; by default `eot` alone, whose id follows the ranks.
+        ends: the ids that end a text, beside `eot`, the usual one first.
     """
 
-    def __init__(self, ranks: list[bytes], kind: str = "bpe", words: str = WORDS):
+    def __init__(
+        self,
+        ranks: list[bytes],
+        kind: str = "bpe",
+        words: str = WORDS,
+        controls: dict[str, int] | None = None,
+        visible: dict[str, int] | None = None,
+        ends: Iterable[int] = (),
+    ):
         import tiktoken
 
         self.kind, self.ranks, self.words = kind, ranks, words
-        self.eot, self.vocab_size = len(ranks), len(ranks) + 1
+        self.controls, self.visible = controls or {EOT: len(ranks)}, visible or {}
+        self.eot = self.controls.get(EOT, len(ranks))
+        self.ends = tuple(dict.fromkeys([*ends, self.eot]))
+        self.vocab_size = max(len(ranks), *self.names) + 1
         self._bpe = tiktoken.Encoding(
             name=kind,
             pat_str=words,
@@ -91,11 +130,15 @@ class BPETokenizer(Tokenizer):
             return self._bpe.encode_to_numpy(to_bytes(text).decode(), disallowed_special=())
 
     def token_bytes(self) -> list[bytes]:
-        return [*self.ranks, b""]
+        shown = {i: to_bytes(name) for name, i in self.visible.items()}
+        return [*self.ranks, *(shown.get(i, b"") for i in range(len(self.ranks), self.vocab_size))]
 
     def to_dict(self) -> dict:
         ranks = [piece.decode("latin-1") for piece in self.ranks]
-        return {"kind": self.kind, "ranks": ranks, "words": self.words}
+        more = {"controls": self.controls, "visible": self.visible, "ends": list(self.ends)}
+        usual = {"controls": {EOT: len(ranks)}, "visible": {}, "ends": [len(ranks)]}
+        told = {name: value for name, value in more.items() if value != usual[name]}  # most fingerprints know of none
+        return {"kind": self.kind, "ranks": ranks, "words": self.words, **told}
 
 
 class ByteTokenizer(Tokenizer):
@@ -186,7 +229,8 @@ def from_dict(state: dict) -> Tokenizer:
     if kind == "char":
         return CharTokenizer(state["characters"])
     ranks = [piece.encode("latin-1") for piece in state["ranks"]]
-    return BPETokenizer(ranks, kind, state.get("words", WORDS))  # files from when there was one pattern do not name it
+    words = state.get("words", WORDS)  # files from when there was one pattern do not name it
+    return BPETokenizer(ranks, kind, words, state.get("controls"), state.get("visible"), state.get("ends", ()))
 
 
 def load_gpt2() -> BPETokenizer:

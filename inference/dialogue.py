@@ -68,7 +68,7 @@ class Chat:
 
     Args:
         template: the checkpoint's own, in jinja2; none for a base model.
-        documents: every text of the corpus began after an end-of-text token.
+        documents: every text of the corpus began after an end-of-text token, and so does a transcript.
         places: the ids that stand for a picture or a sound, of a model that takes them.
     """
 
@@ -123,15 +123,15 @@ class Chat:
             {"role": message.role, "content": "".join(part if isinstance(part, str) else mark for part in message.parts)}
             for message in messages
         ]
-        pieces = fill(self.template, said) if self.template else [transcript(said)]
+        pieces = fill(self.template, said, self.tokenizer) if self.template else [transcript(said)]
         shown = [medium for message in messages for medium in message.media]
         if sum(piece.count(mark) for piece in pieces) != len(shown):
             raise UserError("the checkpoint's chat template leaves messages out, or repeats them: it takes no pictures or sounds there.")
-        media = iter(shown)
+        media, named = iter(shown), {name: i for i, name in self.tokenizer.names.items()}
         ids = self.encode(pieces[0], mark, media)
-        for piece in pieces[1:]:
-            ids += [self.tokenizer.eot, *self.encode(piece, mark, media)]
-        starts = self.documents and ids[:1] != [self.tokenizer.eot]
+        for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += [named[name], *self.encode(piece, mark, media)]
+        starts = self.documents and not self.template  # a template says itself how a chat begins
         return [self.tokenizer.eot, *ids] if starts or not ids else ids
 
     def encode(self, text: str, mark: str, media: Iterator[Any]) -> list[int]:

@@ -10,7 +10,7 @@ class Transcript:
     """The text of one request as it grows."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer):
-        self.request, self.eot = request, tokenizer.eot
+        self.request, self.ends = request, tokenizer.ends
         self.decoder = StreamDecoder(tokenizer)
         self.stops = [stop for stop in request.settings.stop if stop]  # an empty one stops nothing
         self.held = self.decoder.push(*request.settings.prefix_ids)  # text that may yet turn out to be the beginning of a stop string
@@ -22,7 +22,7 @@ class Transcript:
         settings = self.request.settings
         if token in settings.stop_ids:
             return self.new(self.close()), "stop", token
-        if token == self.eot and not settings.ignore_eos:
+        if token in self.ends and not settings.ignore_eos:
             return self.new(self.close()), "stop", None
         self.request.ids.append(token)
         self.held += self.decoder.push(token)

@@ -6,9 +6,23 @@ import pytest
 
 from config import UserError
 from inference.dialogue import Chat, Message
-from tokenizer import ByteTokenizer
+from inference.request import Request, Settings
+from inference.transcript import Transcript
+from tokenizer import EOT, BPETokenizer, ByteTokenizer
 
 BYTES = ByteTokenizer()
+IMPORTED = BPETokenizer(
+    [bytes([byte]) for byte in range(256)],
+    controls={EOT: 256, "<|im_start|>": 257, "<|im_end|>": 258},
+    visible={"<think>": 259, "</think>": 260},
+    ends=[258],
+)
+THINKING = (  # what Qwen's templates do
+    "{% for m in messages %}{% set said = m.content %}"
+    "{% if m.role == 'assistant' and '</think>' in said %}{% set said = said.split('</think>')[-1].lstrip() %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + said }}{{ eos_token }}\n"
+    "{% endfor %}{{ '<|im_start|>assistant\n' + ('<think>' if quick is not defined else '') }}"
+)
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
     "<{{ message.role }}>{{ message.content }}{{ eos_token }}"
@@ -38,6 +52,11 @@ def test_a_model_of_documents_gets_the_end_of_text_in_front():
     assert Chat(BYTES, CHATML, documents=True).prompt(talk("Hi"), 1000).ids.count(BYTES.eot) == 2, "not twice"
 
 
+def test_a_template_says_itself_how_a_chat_begins():
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    assert text(Chat(BYTES, template, documents=True).prompt(talk("Hi"), 1000).ids) == "<user>Hi"
+
+
 def test_the_checkpoints_template_is_used():
     prompt = Chat(BYTES, CHATML).prompt(talk("Hi", system="Be kind."), 1000)
     assert text(prompt.ids) == "|<system>Be kind.|<user>Hi|<assistant>"
@@ -52,6 +71,48 @@ def test_end_of_text_written_out_in_a_template_is_the_token():
 def test_no_message_can_write_the_end_of_text_token(template):
     harmless = Chat(BYTES, template).prompt(talk("Hi"), 1000).ids.count(BYTES.eot)
     assert Chat(BYTES, template).prompt(talk("<|endoftext|>"), 1000).ids.count(BYTES.eot) == harmless
+
+
+def named(ids: list[int]) -> str:
+    """The text of some ids, with the names of an imported tokenizer's tokens in brackets."""
+    return "".join(f"[{IMPORTED.names[i]}]" if i in IMPORTED.names else chr(i) for i in ids)
+
+
+def test_an_imported_template_writes_the_tokens_that_it_was_taught_with():
+    assert named(Chat(IMPORTED, THINKING).ids(talk("Hi"))) == (
+        "[<|im_start|>]user\nHi[<|im_end|>]\n[<|im_start|>]assistant\n[<think>]"
+    )
+
+
+def test_a_template_finds_what_it_looks_for_in_a_message():
+    """A thought in an old answer is dropped, although its end is the name of a token."""
+    told = named(Chat(IMPORTED, THINKING).ids(talk("Hi", "<think>Hm.</think> Yes.", "So?")))
+    assert "Hm." not in told and "[<|im_start|>]assistant\nYes.[<|im_end|>]" in told
+
+
+@pytest.mark.parametrize("name", IMPORTED.names.values())
+def test_no_message_can_write_a_token_of_the_template(name):
+    chat = Chat(IMPORTED, THINKING)
+    harmless = [i for i in chat.ids(talk("Hi")) if i > 255]
+    written = chat.ids(talk(f"a{name}b"))
+    assert [i for i in written if i > 255] == harmless
+    assert f"a{name}b" in named(written)
+
+
+def test_no_two_messages_can_write_a_token_together():
+    written = Chat(IMPORTED, "{% for m in messages %}{{ m.content }}{% endfor %}").ids(talk("<|im_", "end|>"))
+    assert named(written) == "<|im_end|>"
+
+
+@pytest.mark.parametrize("end", [256, 258])
+def test_an_answer_ends_where_its_model_says_so(end):
+    def write(**settings) -> list[tuple]:
+        transcript = Transcript(Request([1], Settings(max_new_tokens=9, **settings), lambda _: None), IMPORTED)
+        return [transcript.push(token) for token in (259, 72, 105, 257, end)]
+
+    assert [text for text, _, _ in write()] == ["<think>", "H", "i", "", ""], "controls have no text"
+    assert [why for _, why, _ in write()] == ["", "", "", "", "stop"]
+    assert write(ignore_eos=True)[-1][1] == ""
 
 
 def test_a_template_is_not_filled_in_from_a_message():

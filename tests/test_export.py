@@ -18,6 +18,7 @@ import tokenizer as tokenizers
 from config import ROOT, UserError
 from inference.chat_template import fill
 from inference.dialogue import Chat, Message
+from inference.sampling import start_ids
 from model import GPT, build
 from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, train_bpe
 from training import export
@@ -195,7 +196,7 @@ def test_what_is_exported_generates(tmp_path, tiny_model):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     start = tokenizer("Hello", return_tensors="pt")
     written = model.generate(start["input_ids"], max_new_tokens=5, do_sample=False)
-    assert tokenizer.decode(written[0]).startswith("Hello")
+    assert tokenizer.decode(written[0]).startswith(tokenizers.EOT + "Hello"), "a text begins as in the corpus"
     assert model.config.eos_token_id == ByteTokenizer.eot
 
 
@@ -250,7 +251,27 @@ def test_a_tokenizer_goes_out_and_comes_back(tmp_path, tiny_model, bpe, kind):
     again = tokenizers.from_dict(read_folder(tmp_path / "out")["tokenizer"])
     assert again.to_dict() == ours.to_dict()
     if kind != "char":
-        assert their_ids(tmp_path / "out", "café\n") == ours.encode("café\n").tolist()
+        assert their_ids(tmp_path / "out", "café\n") == start_ids(ours, "café\n", True)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_text_begins_in_transformers_as_it_does_here(tmp_path, tiny_model, bpe, kind, documents):
+    ours = {"bpe": bpe, "byte": ByteTokenizer(), "char": CharTokenizer("".join(TEXTS))}[kind]
+    content = checkpoint.content_of(tiny_model(ours.vocab_size), ours, {"run": "r", "step": 1, "documents": documents})
+    checkpoint.write(tmp_path / "a.pt", content)
+    write_folder(tmp_path / "a.pt", tmp_path / "out")
+    for text in filter(None, TEXTS):
+        assert their_ids(tmp_path / "out", text) == start_ids(ours, text, documents)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("The", "cat")["input_ids"].count(ours.eot) == documents
+    assert theirs("The", add_special_tokens=False)["input_ids"] == ours.encode("The").tolist()
+    assert read_folder(tmp_path / "out")["provenance"]["documents"] is documents
+
+
+def test_a_folder_that_does_not_say_how_texts_begin_is_taken_for_the_usual_kind(tmp_path):
+    save_theirs(tmp_path, "gpt2")
+    assert read_folder(tmp_path)["provenance"]["documents"] is True
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
@@ -283,6 +304,39 @@ def test_a_tokenizer_of_no_use_is_refused_with_a_true_way_out(tmp_path, bpe, dam
     with pytest.raises(UserError, match=tmp_path.name) as caught:
         our_tokenizer(tmp_path, 300 if damage == "too large" else bpe.vocab_size)
     assert "--tokenizer_from" not in str(caught.value)
+
+
+# ---- letters beyond ASCII
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Text is kept in the locale's encoding where none is named, and the locale's is not UTF-8."""
+    read, write = Path.read_text, Path.write_text
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding="cp1252", errors=None: read(path, encoding, errors))
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, text, encoding="cp1252", *more, **named: write(path, text, encoding, *more, **named)
+    )
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+def test_a_tokenizer_is_read_on_windows(tmp_path, bpe, files):
+    theirs = their_tokenizer(bpe)
+    if files == "vocab.json":
+        text = json.dumps(theirs.get_vocab(), ensure_ascii=False)
+        (tmp_path / "vocab.json").write_text(text, encoding="utf-8")
+    else:
+        theirs.save(str(tmp_path / "tokenizer.json"))
+    assert our_tokenizer(tmp_path, bpe.vocab_size).to_dict() == bpe.to_dict()
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_run_of_any_name_is_exported_on_windows(tmp_path, tiny_model):
+    content = checkpoint.content_of(tiny_model(), ByteTokenizer(), {"run": "物語", "step": 1})
+    checkpoint.write(tmp_path / "a.pt", content)
+    write_folder(tmp_path / "a.pt", tmp_path / "out")
+    assert "物語" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 # ---- refused
@@ -454,6 +508,103 @@ def test_a_tokenizer_that_cuts_words_as_qwen_does_keeps_its_ids(tmp_path):
     assert ours.encode(text).tolist() != BPETokenizer(ranks).encode(text).tolist()
 
 
+QWEN_CHAT = (  # what Qwen3's own template does, less its tools
+    "{% for message in messages %}{% set content = message.content %}"
+    "{%- if message.role == 'assistant' and '</think>' in content %}\n"
+    "    {%- set content = content.split('</think>')[-1].lstrip('\\n') %}\n"
+    "{%- endif %}\n"
+    "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)
+
+
+def save_qwen(folder: Path) -> BPETokenizer:
+    """A random Qwen3 as it comes from the hub, with the tokens that were added to its tokenizer; the tokenizer without them."""
+    from tokenizers import AddedToken, models
+
+    save_theirs(folder, "qwen3", vocab_size=320)
+    (folder / "toolkit_tokenizer.json").unlink()
+    plain = BPETokenizer(train_bpe(TEXTS * 9, 300).ranks, "bpe", QWEN_WORDS)
+    theirs = their_tokenizer(plain)
+    pieces, merges = export.spelling(plain)
+    theirs.model = models.BPE({piece: i for i, piece in enumerate(pieces)}, merges)  # the vocabulary has no added token
+    theirs.add_special_tokens([AddedToken(name, special=True) for name in (tokenizers.EOT, "<|im_start|>", "<|im_end|>")])
+    theirs.add_tokens([AddedToken(name, special=False) for name in ("<think>", "</think>")])
+    theirs.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": QWEN_CHAT}))
+    eot = plain.eot
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": eot, "eos_token_id": [eot + 2, eot]}))
+    edit_config(folder, bos_token_id=eot, eos_token_id=eot + 2)
+    return plain
+
+
+THOUGHTS = [("user", "Hi"), ("assistant", "<think>\nHm.\n</think>\n\nYes."), ("user", "Why, the cat?")]
+
+
+@pytest.mark.parametrize("talk", [THOUGHTS[:1], THOUGHTS], ids=["short", "long"])
+def test_a_chat_of_an_imported_qwen_is_put_to_it_as_transformers_does(tmp_path, talk):
+    plain = save_qwen(tmp_path)
+    content = read_folder(tmp_path)
+    ours = tokenizers.from_dict(content["tokenizer"])
+    assert (ours.eot, ours.ends) == (plain.eot, (plain.eot + 2, plain.eot))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    said = [{"role": role, "content": text} for role, text in talk]
+    ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+    chat = Chat(ours, content["provenance"]["chat_template"], content["provenance"]["documents"])
+    assert chat.ids([Message(**each) for each in said]) == ids
+    assert {plain.eot + 1, plain.eot + 2, plain.eot + 3} <= {*ids} and plain.eot + 4 not in ids
+
+
+def test_a_qwen_goes_out_again_with_its_added_tokens(tmp_path):
+    """By our own file of the tokenizer, and by transformers' alone."""
+    plain = save_qwen(tmp_path / "in")
+    checkpoint.write(tmp_path / "a.pt", read_folder(tmp_path / "in"))
+    write_folder(tmp_path / "a.pt", tmp_path / "out")
+    before, after = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("in", "out"))
+    text = "<|im_start|>user\nThe cat<|im_end|><think>x</think>" + tokenizers.EOT
+    assert after(text, add_special_tokens=False)["input_ids"] == before(text, add_special_tokens=False)["input_ids"]
+    ids = after(text, add_special_tokens=False)["input_ids"]
+    assert after.decode(ids, skip_special_tokens=True) == before.decode(ids, skip_special_tokens=True)
+    assert (after.eos_token, after.bos_token) == ("<|im_end|>", tokenizers.EOT)
+    told = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert told.eos_token_id == [plain.eot + 2, plain.eot]
+    once = read_folder(tmp_path / "out")["tokenizer"]
+    (tmp_path / "out" / "toolkit_tokenizer.json").unlink()
+    assert read_folder(tmp_path / "out")["tokenizer"] == once == read_folder(tmp_path / "in")["tokenizer"]
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "config.json"])
+def test_what_ends_an_answer_is_found_wherever_a_folder_says_it(tmp_path, file):
+    plain = save_qwen(tmp_path)
+    for name in {"tokenizer_config.json", "generation_config.json"} - {file}:
+        (tmp_path / name).unlink()
+    if file != "config.json":
+        edit_config(tmp_path, eos_token_id=None)
+    assert our_tokenizer(tmp_path, 320).ends == (plain.eot + 2, plain.eot)
+
+
+def test_added_tokens_of_a_folder_without_tokenizer_json(tmp_path):
+    plain = save_qwen(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    added = {str(token.pop("id")): token for token in whole["added_tokens"]}
+    settings = {"eos_token": {"content": "<|im_end|>"}, "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = our_tokenizer(tmp_path, 320)
+    assert (found.controls["<|im_end|>"], found.visible["<think>"]) == (plain.eot + 2, plain.eot + 3)
+
+
+def test_an_added_token_that_the_model_has_no_row_for_is_left_out(tmp_path, bpe):
+    theirs = their_tokenizer(bpe)
+    theirs.add_special_tokens(["[PAD]"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert our_tokenizer(tmp_path, bpe.vocab_size).to_dict() == bpe.to_dict()
+    assert our_tokenizer(tmp_path, bpe.vocab_size + 1).controls["[PAD]"] == bpe.vocab_size
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
 def test_a_chat_template_comes_along(tmp_path, tiny_model, name):
     folder, template = tmp_path / "out", "{{ messages[0].content }}"
@@ -478,14 +629,15 @@ TALKS = [
 
 @pytest.mark.parametrize("talk", TALKS, ids=["short", "long"])
 def test_a_chat_template_goes_out_and_renders_as_our_server_does(tmp_path, tiny_model, bpe, talk):
-    """The template as the server fills it in, byte for byte and id for id."""
+    """The template as the server fills it in, byte for byte and id for id; that texts begin with the end of one is not said twice."""
     model, path = tiny_model(bpe.vocab_size), tmp_path / "a.pt"
-    checkpoint.write(path, checkpoint.content_of(model, bpe, {"run": "r", "step": 1, "chat_template": CHAT}))
+    provenance = {"run": "r", "step": 1, "chat_template": CHAT, "documents": True}
+    checkpoint.write(path, checkpoint.content_of(model, bpe, provenance))
     write_folder(path, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     said = [{"role": role, "content": content} for role, content in talk]
     text = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    assert text == tokenizers.EOT.join(fill(CHAT, said)) and text.endswith("<assistant>")
+    assert text == "".join(fill(CHAT, said, bpe)) and text.endswith("<assistant>")
     ids = theirs.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-    assert ids == Chat(bpe, CHAT).ids([Message(**message) for message in said])
+    assert ids == Chat(bpe, CHAT, documents=True).ids([Message(**message) for message in said])
     assert read_folder(tmp_path / "out")["provenance"]["chat_template"] == CHAT

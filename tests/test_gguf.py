@@ -151,6 +151,23 @@ def test_the_tokenizer_is_in_the_file(tmp_path, tiny_model, bpe, documents):
     assert values["tokenizer.ggml.add_eos_token"] is False
 
 
+@pytest.mark.usefixtures("alone")
+def test_the_tokens_that_an_imported_tokenizer_has_more_are_in_the_file(tmp_path, tiny_model, bpe):
+    controls, visible = {EOT: bpe.eot, "<|im_end|>": bpe.eot + 1, 'a"b': bpe.eot + 3}, {"<think>": bpe.eot + 2}
+    imported = BPETokenizer(bpe.ranks, "bpe", QWEN_WORDS, controls, visible, [bpe.eot + 1, bpe.eot + 3])
+    chat = "{% for m in messages %}{{ m.role + ':' + m.content }}<|im_end|>{% endfor %}assistant:"
+    path = save(tmp_path / "a.pt", tiny_model(bpe.eot + 5), imported, chat_template=chat)
+    write_folder(path, tmp_path / "out")
+    values, _ = read(tmp_path / "out" / "model.gguf")
+    named = [EOT, "<|im_end|>", "<think>", 'a"b', f"[PAD{bpe.eot + 4}]"]
+    assert values["tokenizer.ggml.tokens"][bpe.eot :] == named
+    assert values["tokenizer.ggml.token_type"][bpe.eot :] == [3, 3, 4, 3, 5]
+    assert (values["tokenizer.ggml.bos_token_id"], values["tokenizer.ggml.eos_token_id"]) == (bpe.eot, bpe.eot + 1)
+    lines = (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "stop" in line] == ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|endoftext|>"']
+    assert "user:{{ .Content }}<|im_end|>assistant:" in lines[-1]
+
+
 @pytest.mark.parametrize("damage", ["a value", "a weight"])
 def test_a_file_that_is_not_what_was_meant_is_noticed(tmp_path, tiny_model, damage):
     model, path = tiny_model(), tmp_path / "a.gguf"
@@ -198,6 +215,14 @@ def test_llama_cpp_cuts_any_text_as_we_do(request, tmp_path, tiny_model, bpe, ki
     for text, ids, again in zip(texts, answer.ids, answer.again, strict=True):
         assert ids == tokenizer.encode(text).tolist(), text
         assert again == text.encode()
+
+
+@pytest.mark.usefixtures("llama")
+def test_llama_cpp_takes_the_tokens_that_an_imported_tokenizer_has_more(tmp_path, tiny_model, bpe):
+    controls, visible = {EOT: bpe.eot, "<|im_end|>": bpe.eot + 1}, {"<think>": bpe.eot + 2}
+    imported = BPETokenizer(bpe.ranks, "bpe", QWEN_WORDS, controls, visible, [bpe.eot + 1])
+    told = write_folder(save(tmp_path / "a.pt", tiny_model(bpe.eot + 5), imported), tmp_path / "out")
+    assert "have our tokens" in told[1]
 
 
 @pytest.mark.usefixtures("llama")
@@ -404,16 +429,16 @@ def go(template: str, talk: list[tuple[str, str]]) -> str:
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_template_in_gos_language_says_the_same(name, begins):
     talk = [("system", "Sys"), ("user", " a\n"), ("assistant", "b"), ("user", "c"), ("assistant", "\td "), ("user", "e")]
-    template = ollama.go_template(CHATS[name], begins)
+    template = ollama.go_template(CHATS[name], begins, ByteTokenizer())
     for part in (talk, talk[1:], talk[1:2], talk[:2]):
-        said = EOT.join(fill(CHATS[name], [{"role": role, "content": content} for role, content in part]))
+        said = "".join(fill(CHATS[name], [{"role": role, "content": content} for role, content in part], ByteTokenizer()))
         assert go(template, part) == (said.removeprefix(EOT) if begins else said)
 
 
 @pytest.mark.parametrize("name", UNSAYABLE)
 def test_a_chat_template_that_go_cannot_say_is_left_to_the_gguf_file(tmp_path, tiny_model, name):
     path = save(tmp_path / "a.pt", tiny_model(), ByteTokenizer(), chat_template=UNSAYABLE[name])
-    text, note = ollama.modelfile("model.gguf", tiny_model().config, checkpoint.load(path)["provenance"])
+    text, note = ollama.modelfile("model.gguf", tiny_model().config, checkpoint.load(path)["provenance"], ByteTokenizer())
     assert 'TEMPLATE """' not in text and note == ollama.UNSAID
 
 
@@ -429,4 +454,4 @@ def test_the_modelfile(tmp_path, tiny_model, chat):
         assert f"\nPARAMETER {line}\n" in lines
     assert values.get("tokenizer.chat_template", "") == chat
     template = lines.partition('\nTEMPLATE """')[2].removesuffix('"""\n')
-    assert template == (ollama.go_template(chat, True) if chat else "{{ .Prompt }}")
+    assert template == (ollama.go_template(chat, True, ByteTokenizer()) if chat else "{{ .Prompt }}")

@@ -337,7 +337,8 @@ def test_a_last_message_longer_than_the_context_is_refused(chat):
 
 
 def test_the_checkpoints_template_is_used(host, chat, complete, monkeypatch):
-    monkeypatch.setitem(host.engine.provenance, "chat_template", "{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    monkeypatch.setitem(host.engine.provenance, "chat_template", template)
     assert chat().choices[0].message.content == complete(prompt="[Hi]").choices[0].text
     monkeypatch.setitem(host.engine.provenance, "chat_template", "{{ raise_exception('only in Latin') }}")
     assert "only in Latin" in refused(chat).message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import tokenizer as tokenizers
 from config import UserError
-from tokenizer import ByteTokenizer, CharTokenizer, StreamDecoder
+from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, StreamDecoder
 
 CORPUS = [
     "The cat sat on the mat, and the cat's hat was flat.\n\nThen they'd gone 1234 miles.\n",
@@ -39,6 +40,39 @@ def any_kind(request, bpe):
 def valid(text: str) -> str:
     """The text with U+FFFD for what no UTF-8 can hold; a pair of surrogates is the character it means."""
     return tokenizers.to_bytes(text).decode()
+
+
+# ---- what an imported tokenizer has more
+
+
+BYTES = [bytes([byte]) for byte in range(256)]
+
+
+def test_tokens_that_no_text_is_cut_into():
+    controls, visible = {"<|im_end|>": 258, tokenizers.EOT: 256}, {"<think>": 260}
+    imported = BPETokenizer(BYTES, controls=controls, visible=visible, ends=[258])
+    assert (imported.eot, imported.ends, imported.vocab_size) == (256, (258, 256), 261)
+    assert imported.template_tokens == {"bos_token": tokenizers.EOT, "eos_token": "<|im_end|>"}
+    assert imported.encode("<|im_end|><think>").max() < 256
+    assert imported.decode([97, 256, 258, 259, 260, 98]) == "a<think>b"
+    assert imported.byte_lengths()[256:].tolist() == [0, 0, 0, 0, 7]
+    again = tokenizers.from_dict(json.loads(json.dumps(imported.to_dict())))
+    assert again.to_dict() == imported.to_dict() and again.names == imported.names and again.ends == imported.ends
+
+
+def test_the_end_of_text_may_stand_elsewhere_or_be_called_otherwise():
+    assert BPETokenizer(BYTES, controls={"<|im_end|>": 256, tokenizers.EOT: 257}).eot == 257
+    assert BPETokenizer(BYTES, controls={"</s>": 256}).template_tokens == {"bos_token": "</s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "name"),
+    [(ByteTokenizer(), "68513ce4c5d4"), (CharTokenizer("ab"), "feb7d71c6697"), (BPETokenizer(BYTES), "a1efcefedae3")],
+    ids=["byte", "char", "bpe"],
+)
+def test_shards_are_found_by_the_names_that_they_always_had(tokenizer, name):
+    assert tokenizers.fingerprint(tokenizer) == name
+    assert tokenizers.fingerprint(tokenizers.from_dict(tokenizer.to_dict())) == name
 
 
 # ---- every kind

@@ -24,6 +24,7 @@ from model import GPT
 from tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOLERANCE = 1e-3  # largest difference of a logit between our model and the exported one
+OURS = "toolkit_tokenizer.json"  # what an exported folder says to our own importer
 
 
 # ---- names: ours on the left, transformers' on the right; {} is the block's number
@@ -225,35 +226,44 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
 # ---- tokenizers
 
 
-def their_tokenizer(tokenizer: Tokenizer):
+def their_tokenizer(tokenizer: Tokenizer, documents: bool = False):
     """Our tokenizer as a `tokenizers.Tokenizer` that gives the same ids.
 
     That format cannot spell a char tokenizer's unknown characters: there, and only there, they become the end of text.
+
+    Args:
+        documents: whether a text begins with an end-of-text token, as in the corpus. A chat begins as its template says.
     """
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Theirs
 
     if isinstance(tokenizer, CharTokenizer):
         ids = {c: i for i, c in enumerate(tokenizer.characters)} | {
             f"<nibble {n:x}>": tokenizer.nibble + n for n in range(16)
         }
-        theirs = Theirs(models.WordLevel(ids | {EOT: tokenizer.eot}, unk_token=EOT))
+        theirs = Theirs(models.WordLevel(ids | tokenizer.controls, unk_token=EOT))
         theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Fuse()
     else:
         spelt, merges = spelling(tokenizer)
-        theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | {EOT: tokenizer.eot}, merges))
+        named = tokenizer.controls | tokenizer.visible
+        theirs = Theirs(models.BPE({piece: i for i, piece in enumerate(spelt)} | named, merges))
         words = getattr(tokenizer, "words", tokenizers.WORDS)
         to_symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words == tokenizers.WORDS)
         cut = [] if words == tokenizers.WORDS else [pre_tokenizers.Split(Regex(words), "isolated")]
         theirs.pre_tokenizer = pre_tokenizers.Sequence([*cut, to_symbols])  # ByteLevel's own pattern is WORDS
         theirs.decoder = decoders.ByteLevel()
-    theirs.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
+    theirs.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in tokenizer.controls])
+    theirs.add_tokens([AddedToken(name, special=False, normalized=False) for name in tokenizer.visible])
+    if documents:
+        eot = tokenizer.names[tokenizer.eot]
+        begun = {"single": [eot, "$A"], "pair": [eot, "$A", "$B:1"]}
+        theirs.post_processor = processors.TemplateProcessing(**begun, special_tokens=[(eot, tokenizer.eot)])
     return theirs
 
 
 def spelling(tokenizer: BPETokenizer | ByteTokenizer) -> tuple[list[str], list[tuple[str, str]]]:
-    """The tokens but for `eot`, and the two that each longer one is merged from, in the letters of byte-level BPE's files."""
+    """The tokens that text is cut into, and the two that each longer one is merged from, in the letters of byte-level BPE's files."""
     symbol = {byte: char for char, byte in tokenizers.byte_symbols().items()}
 
     def spell(piece: bytes) -> str:
@@ -289,33 +299,34 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     Raises:
         UserError: when it is of another kind, or gives other ids than ours.
     """
-    vocab_file, whole = folder / "vocab.json", folder / "tokenizer.json"
-    ours = folder / "toolkit_tokenizer.json"
+    ours, whole = folder / OURS, folder / "tokenizer.json"
     try:
         if ours.exists():
-            return tokenizers.from_dict(json.loads(ours.read_text()))
-        words = tokenizers.WORDS
-        if whole.exists():
-            theirs = json.loads(whole.read_text())
-            vocabulary, words = theirs["model"].get("vocab", {}), pattern(theirs) or words
-        elif vocab_file.exists():
-            vocabulary = json.loads(vocab_file.read_text())
-        else:
-            raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
-    except (OSError, ValueError, KeyError) as error:
+            return tokenizers.from_dict(json.loads(ours.read_text(encoding="utf-8")))
+        vocabulary, words, added = their_vocabulary(folder)
+        known = [token for token in added if token["content"] and token["id"] < vocab_size]  # some were never given a row
+        controls = {token["content"]: token["id"] for token in known if token["special"]}
+        visible = {token["content"]: token["id"] for token in known if not token["special"]}
+        ends = their_ends(folder, controls | visible)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # it is no JSON, or not of this kind
         raise UserError(f"the tokenizer in {folder} cannot be read ({error}): copy the folder again.") from error
-    vocabulary = vocabulary if isinstance(vocabulary, dict) else {}
-    to_byte = tokenizers.byte_symbols()
-    ordered = sorted((i, piece) for piece, i in vocabulary.items() if piece != EOT)
-    if [i for i, _ in ordered] != list(range(len(ordered))) or any(
-        c not in to_byte for _, piece in ordered for c in piece
+    to_byte, names = tokenizers.byte_symbols(), {token["content"] for token in added}
+    ordered = sorted((i, piece) for piece, i in vocabulary.items() if piece not in names)
+    named = [*controls.values(), *visible.values()]
+    if (
+        [i for i, _ in ordered] != list(range(len(ordered)))
+        or any(c not in to_byte for _, piece in ordered for c in piece)
+        or any(i < len(ordered) for i in named)
     ):
         raise UserError(
             f"the tokenizer in {folder} is no byte-level BPE with ids in order, which is all that import reads: "
             "choose a model with GPT-2's kind of tokenizer."
         )
     ranks = [bytes(to_byte[c] for c in piece) for _, piece in ordered]
-    found = BPETokenizer(ranks, "gpt2" if vocab_size == 50257 else "bpe", words)
+    if len(ranks) not in named:  # where the end of text is, unless the folder says otherwise
+        controls = {EOT: len(ranks)} | controls
+    kind = "gpt2" if vocab_size == 50257 else "bpe"
+    found = BPETokenizer(ranks, kind, words, controls, visible, [i for i in ends if 0 <= i < vocab_size])
     if found.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {found.vocab_size} tokens, the model {vocab_size}: copy both from one model."
@@ -326,6 +337,47 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             "choose a model with GPT-2's or Qwen's kind of tokenizer."
         )
     return found
+
+
+def their_vocabulary(folder: Path) -> tuple[dict[str, int], str, list[dict[str, Any]]]:
+    """The ids of a folder's tokens, the pattern that cuts words, and the tokens that no text is cut into: `content`, `id`, `special`.
+
+    Raises:
+        UserError: when there is no tokenizer. Other errors tell that it cannot be read.
+    """
+    whole, vocab_file, words = folder / "tokenizer.json", folder / "vocab.json", tokenizers.WORDS
+    if whole.exists():
+        theirs = json.loads(whole.read_text(encoding="utf-8"))
+        vocabulary, words = theirs["model"].get("vocab", {}), pattern(theirs) or words
+        added = theirs.get("added_tokens", [])
+    elif vocab_file.exists():
+        vocabulary = json.loads(vocab_file.read_text(encoding="utf-8"))
+        decoder = settings_of(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
+        added = [{**token, "id": int(i)} for i, token in decoder.items()]
+    else:
+        raise UserError(f"{folder} has neither tokenizer.json nor vocab.json: copy the whole folder of the model.")
+    vocabulary = vocabulary if isinstance(vocabulary, dict) else {}
+    eot = [{"content": EOT, "id": vocabulary[EOT], "special": True}] if EOT in vocabulary else []
+    return vocabulary, words, eot + added
+
+
+def their_ends(folder: Path, named: dict[str, int]) -> list[int]:
+    """The ids by which a folder's model says that it has finished, first the one that chat templates call `eos_token`."""
+    token = settings_of(folder, "tokenizer_config.json").get("eos_token")
+    ids = [named.get(token["content"] if isinstance(token, dict) else token)]
+    for file in ("generation_config.json", "config.json"):
+        found = settings_of(folder, file).get("eos_token_id")
+        ids += found if isinstance(found, list) else [found]
+    return [i for i in ids if isinstance(i, int)]
+
+
+def settings_of(folder: Path, file: str) -> dict[str, Any]:
+    """One of a folder's files of settings; nothing where it has none that can be read."""
+    try:
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def pattern(theirs: dict[str, Any]) -> str:
@@ -356,7 +408,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        theirs = json.loads((folder / "config.json").read_text())
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(theirs, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
@@ -378,7 +430,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
             weights |= load_file(file)
         except Exception as error:  # safetensors' own error is no OSError
             raise UserError(f"{file} cannot be read ({error}): copy it again.") from error
-    model = GPT(config)
+    model, tokenizer = GPT(config), our_tokenizer(folder, config.vocab_size)
     try:
         model.load_state_dict(to_ours(config, weights))
     except RuntimeError as error:
@@ -389,12 +441,18 @@ def read_folder(folder: Path) -> dict[str, Any]:
         "step": 0,
         "val_loss": None,
         "val_bpb": None,
-        "documents": True,
+        "documents": documents(folder),
         "data": f"imported from {folder.name}",
         "data_hash": "",
         **chat_template(folder),
     }
-    return checkpoint.content_of(model, our_tokenizer(folder, config.vocab_size), provenance)
+    return checkpoint.content_of(model, tokenizer, provenance)
+
+
+def documents(folder: Path) -> bool:
+    """Whether the model's texts began with an end-of-text token. A folder that does not say so is taken for the usual kind."""
+    ours = folder / OURS
+    return not ours.exists() or json.loads(ours.read_text(encoding="utf-8")).get("documents", True)
 
 
 def chat_template(folder: Path) -> dict[str, str]:
@@ -402,10 +460,7 @@ def chat_template(folder: Path) -> dict[str, str]:
     try:
         found: Any = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     except OSError:
-        try:
-            found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-        except (OSError, ValueError, AttributeError):
-            found = None
+        found = settings_of(folder, "tokenizer_config.json").get("chat_template")
     return {"chat_template": found} if isinstance(found, str) else {}
 
 
@@ -460,25 +515,27 @@ def write_folder(path: Path | str, out: Path) -> str:
     from safetensors.torch import save_file
 
     model, tokenizer, provenance = load_text_model(path)
+    begun = bool(provenance.get("documents"))
     with new_folder(out) as folder:
         save_file(to_theirs(model), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(their_config(model.config, tokenizer.eot), indent=2))
-        their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
-        (folder / "toolkit_tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))
+        shape = {**their_config(model.config, tokenizer.eot), "eos_token_id": tokenizer.ends[0]}
+        (folder / "config.json").write_text(json.dumps(shape, indent=2), encoding="utf-8")
+        their_tokenizer(tokenizer, begun).save(str(folder / "tokenizer.json"))
+        (folder / OURS).write_text(json.dumps({**tokenizer.to_dict(), "documents": begun}), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": EOT,
-            "eos_token": EOT,
+            **tokenizer.template_tokens,
             "model_max_length": model.config.block_size,
             "clean_up_tokenization_spaces": False,
         }
         if template := provenance.get("chat_template"):
             settings["chat_template"] = template
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        ends = list(tokenizer.ends) if len(tokenizer.ends) > 1 else tokenizer.eot
         (folder / "generation_config.json").write_text(
-            json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
+            json.dumps({"bos_token_id": tokenizer.eot, "eos_token_id": ends}), encoding="utf-8"
         )
-        (folder / "README.md").write_text(card(model, provenance))
+        (folder / "README.md").write_text(card(model, provenance), encoding="utf-8")
         return compare_logits(model, folder)
 
 

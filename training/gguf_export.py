@@ -32,7 +32,7 @@ PATTERNS = {  # the patterns that llama.cpp cuts words by as we do, and what it 
 }
 MAX_LAYERS = 512  # llama.cpp's
 BLOCK = 32  # numbers that share a scale in q8_0
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of token
+NORMAL, CONTROL, VISIBLE, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
 
 
 def write_folder(path: Path | str, out: Path, kind: str = "f32") -> list[str]:
@@ -54,7 +54,7 @@ def write_folder(path: Path | str, out: Path, kind: str = "f32") -> list[str]:
         write_file(folder / FILE, model, tokenizer, kind, documents, **names)
         told = [read_back(folder / FILE, model, tokenizer, kind, documents, **names)]
         told += compare(folder / FILE, model, tokenizer, kind, documents)
-        text, note = modelfile(FILE, model.config, provenance)
+        text, note = modelfile(FILE, model.config, provenance, tokenizer)
         (folder / "Modelfile").write_text(text, encoding="utf-8", newline="\n")
     return [*told, f"Modelfile: {note}"]
 
@@ -169,16 +169,17 @@ def metadata(
 def vocabulary(tokenizer: Tokenizer, size: int, documents: bool) -> dict[str, Any]:
     """The tokenizer's part of the metadata. Ids that the model has beyond the tokenizer's become tokens that nothing is cut into."""
     tokens, merges = spelling(tokenizer)
-    rest = [f"[PAD{i}]" for i in range(len(tokens) + 1, size)]
+    names, rest = tokenizer.names, range(len(tokens), size)
+    kinds = dict.fromkeys(tokenizer.controls.values(), CONTROL) | dict.fromkeys(tokenizer.visible.values(), VISIBLE)
     never = [(EOT, EOT)]  # bytes are not merged, but the format has no empty list: this pair comes about in no text
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": PATTERNS[getattr(tokenizer, "words", tokenizers.WORDS)],
-        "tokenizer.ggml.tokens": [*tokens, EOT, *rest],
-        "tokenizer.ggml.token_type": [NORMAL] * len(tokens) + [CONTROL] + [UNUSED] * len(rest),
+        "tokenizer.ggml.tokens": [*tokens, *(names.get(i, f"[PAD{i}]") for i in rest)],
+        "tokenizer.ggml.token_type": [NORMAL] * len(tokens) + [kinds.get(i, UNUSED) for i in rest],
         "tokenizer.ggml.merges": [" ".join(pair) for pair in merges or never],
         "tokenizer.ggml.bos_token_id": tokenizer.eot,
-        "tokenizer.ggml.eos_token_id": tokenizer.eot,
+        "tokenizer.ggml.eos_token_id": tokenizer.ends[0],
         "tokenizer.ggml.add_bos_token": documents,
         "tokenizer.ggml.add_eos_token": False,
     }

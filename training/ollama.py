@@ -6,14 +6,14 @@ import re
 
 from config import ModelConfig, SamplingConfig, UserError
 from inference.chat_template import fill
-from tokenizer import EOT
+from tokenizer import Tokenizer
 
 SINCE = "0.30.0"  # earlier ones run a Qwen3 with code of their own, which cuts words as Qwen does, whatever the file says
 RAW = "{{ .Prompt }}"  # the text as it is typed
 UNSAID = "no TEMPLATE, since Ollama's language cannot say this chat template; Ollama finds it in the GGUF file, as jinja"
 
 
-def modelfile(file: str, config: ModelConfig, provenance: dict) -> tuple[str, str]:
+def modelfile(file: str, config: ModelConfig, provenance: dict, tokenizer: Tokenizer) -> tuple[str, str]:
     """The text of a Modelfile, which `ollama create NAME -f Modelfile` reads, and a sentence on chats.
 
     Args:
@@ -27,18 +27,20 @@ def modelfile(file: str, config: ModelConfig, provenance: dict) -> tuple[str, st
         "top_p": usual.top_p,
         "min_p": usual.min_p,
         "repeat_penalty": usual.repetition_penalty,
-        "stop": f'"{EOT}"',
     }
+    ends = [tokenizer.names.get(i, "") for i in tokenizer.ends]
+    stops = [name for name in ends if name and name.isprintable() and '"' not in name]  # what a Modelfile can quote
     template, note = RAW, "no chat template: the model goes on from what is typed"
     if jinja := provenance.get("chat_template", ""):
-        template = go_template(jinja, bool(provenance.get("documents")))
+        template = go_template(jinja, bool(provenance.get("documents")), tokenizer)
         note = "the chat template, in Ollama's language" if template else UNSAID
     lines = [f"FROM ./{file}", f"REQUIRES {SINCE}", "# as generate.py samples"]
-    lines += [*(f"PARAMETER {name} {value}" for name, value in parameters.items()), f"# {note}"]
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    lines += [*(f'PARAMETER stop "{name}"' for name in stops), f"# {note}"]
     return "\n".join([*lines, *([f'TEMPLATE """{template}"""'] if template else []), ""]), note
 
 
-def go_template(jinja: str, begins: bool) -> str:
+def go_template(jinja: str, begins: bool, tokenizer: Tokenizer) -> str:
     """A chat template in Go's language, or nothing where that would render some conversation otherwise.
 
     It can say templates in which each message stands between two texts that depend on who speaks alone. Those texts are
@@ -49,8 +51,8 @@ def go_template(jinja: str, begins: bool) -> str:
     """
 
     def rendered(talk: Talk) -> str:
-        text = EOT.join(fill(jinja, [{"role": role, "content": content} for role, content in talk]))
-        return text.removeprefix(EOT) if begins else text
+        text = "".join(fill(jinja, [{"role": role, "content": content} for role, content in talk], tokenizer))
+        return text.removeprefix(tokenizer.names[tokenizer.eot]) if begins else text
 
     try:
         around = surroundings(rendered([("user", MARKS[0])]), rendered(list(zip(SPEAKERS, MARKS, strict=True))))
