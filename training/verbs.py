@@ -28,12 +28,13 @@ def average(argv: list[str]) -> int:
     if args.best:
         losses = {path: checkpoint.load(path)["provenance"]["val_loss"] for path in paths}
         scored = sorted((path for path in paths if losses[path] is not None), key=losses.get)
-        if len(scored) < args.best:
-            raise UserError(
-                f"{len(scored)} of the {len(paths)} numbered checkpoints of {folder} have a validation loss, fewer than --best {args.best}: "
-                "pass --last K, or train with an --eval_interval that divides --save_interval."
+        newest = [path for path in reversed(paths) if losses[path] is None]
+        paths = sorted([*scored, *newest][: args.best])
+        if len(scored) < len(paths):
+            print(
+                f"note     {len(scored)} of the numbered checkpoints of {folder} have a validation loss; the newest of the others are taken as "
+                "well. An --eval_interval that divides --save_interval scores them."
             )
-        paths = scored[: args.best]
     elif args.last:
         paths = paths[-args.last :]
     if len(paths) < 2 and any(folder.glob("step_*.dcp")):
