@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from config import DATA, TrainConfig, UserError
 from tokenizer import unfinished
@@ -511,8 +512,11 @@ def cached(name: str) -> bool:
 
 
 def answers(url: str, seconds: float = 2.0) -> bool:
-    """Whether a server takes a connection within two seconds."""
+    """Whether a server takes a connection within two seconds, or the proxy that leads to it."""
     parts = urlparse(url)
+    proxy = getproxies().get(parts.scheme, "")
+    if proxy and not proxy_bypass(parts.hostname or ""):
+        parts = urlparse(proxy if "://" in proxy else f"http://{proxy}")
     try:
         with socket.create_connection(
             (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=seconds

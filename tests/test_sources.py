@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pyarrow
 import pyarrow.parquet
@@ -398,3 +399,18 @@ def test_offline_without_a_copy_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         find("wikitext-103")
+
+
+def test_the_hub_is_asked_through_a_proxy_where_one_is_set(monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert not sources.answers("https://hub.invalid")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        place = f"127.0.0.1:{proxy.getsockname()[1]}"
+        for spelt in (f"http://{place}", place):
+            monkeypatch.setenv("HTTPS_PROXY", spelt)
+            assert sources.answers("https://hub.invalid")
+        monkeypatch.setenv("NO_PROXY", "hub.invalid")
+        assert not sources.answers("https://hub.invalid")
+    monkeypatch.delenv("NO_PROXY")
+    assert not sources.answers("https://hub.invalid"), "the proxy is gone"
