@@ -23,7 +23,7 @@ train: runtime ## Train a model (ARGS="--preset quick", two minutes)
 train-multimodal: runtime ## Train a model that sees and hears (ARGS="--time 10m")
 	$(PY) train_cli.py --preset multimodal $(ARGS)
 
-watch: HOST ?= 127.0.0.1
+watch: HOST = 127.0.0.1
 watch: PORT ?= 8001
 watch: runtime ## See the runs in the browser while they train (HOST=127.0.0.1 PORT=8001)
 	@$(PY) train_cli.py watch --host $(HOST) --port $(PORT) $(ARGS)
@@ -35,12 +35,12 @@ info: ARGS ?= --preset quick
 info: runtime ## Configuration, parameters, memory, and what this machine offers
 	@$(PY) train_cli.py plan --measure $(ARGS)
 
-serve: HOST ?= 127.0.0.1
+serve: HOST = 127.0.0.1
 serve: PORT ?= 8000
 serve: runtime ## Answer over HTTP with the newest model (HOST=127.0.0.1 PORT=8000)
 	@$(PY) serve.py --host $(HOST) --port $(PORT) $(ARGS)
 
-serve-dev: HOST ?= 127.0.0.1
+serve-dev: HOST = 127.0.0.1
 serve-dev: PORT ?= 8000
 serve-dev: runtime ## The same for developers: reloads code, /docs, readable logs
 	@$(PY) serve.py --dev --host $(HOST) --port $(PORT) $(ARGS)

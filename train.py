@@ -169,7 +169,14 @@ class Trainer:
 
     def closing_seconds(self) -> float:
         """What the final evaluation, the last files and the picture will take, about."""
-        return 4.0 + self.task.evaluation_tokens() / self.plan.tokens_per_second / FORWARD
+        return 4.0 + (self.final_limit() or self.task.evaluation_tokens()) / self.plan.tokens_per_second / FORWARD
+
+    def final_limit(self) -> int:
+        """Tokens that the final evaluation scores, 0 for all: in a timed run, what a tenth of it allows."""
+        if not self.config.time:
+            return 0
+        allowed = int(seconds(self.config.time) * self.plan.tokens_per_second * FORWARD / TENTHS)
+        return allowed if allowed < self.task.evaluation_tokens() else 0
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1: of its time where it has a budget, else of its steps."""
@@ -323,11 +330,12 @@ class Trainer:
                 f"than {self.config.learning_rate:g}. What was saved in {self.folder} before is intact."
             )
         at, skipped, slower, rewinds = state.step, state.skipped, state.slower / 2, state.rewinds + 1
-        elapsed, micro = state.elapsed, state.micro_batch
+        elapsed, micro, budget = state.elapsed, state.micro_batch, self.budget
         content, path = self.files.newest(self.log.say)
         self.restore(self.files.fill(content, path))
         self.progress.skipped, self.progress.slower, self.progress.rewinds = skipped, slower, rewinds
         self.progress.elapsed, self.progress.micro_batch, self.progress.bad = elapsed, micro, 0
+        self.budget = budget  # which the file may not know yet: that of a sitting that has just begun
         self.log.say(
             f"step {at}: {BAD_IN_A_ROW} bad steps in a row; back to step {self.progress.step} ({path.name}) with {slower:g} of the rate."
         )
@@ -526,18 +534,24 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 
 
 def final_score(trainer: Trainer) -> Score:
-    """Scores the last weights completely, and the best so far where they may be better; the better are kept as the best."""
-    state, model = trainer.progress, trainer.model
+    """Scores the last weights completely, and the best so far where they may be better; the better are kept as the best. Of a timed run
+    on a text with much to validate on, a part is scored, of windows that are spread evenly."""
+    state, model, limit = trainer.progress, trainer.model, trainer.final_limit()
+    if limit:
+        whole = trainer.task.evaluation_tokens()
+        trainer.log.say(
+            f"note     the last evaluation scores {limit:,} of {whole:,} tokens, a tenth of the time; python train_cli.py evaluate scores all"
+        )
     if trainer.average:
         trainer.average.swap()
-    score = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())
+    score = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
     trainer.log.event("evaluation", step=state.step, **asdict(score))
     part = trainer.evaluation_limit()  # by which the best so far was found
     here = trainer.task.evaluate(model, limit=part, autocast=trainer.autocast()) if part else score
     if not here.loss <= state.best and (held := trainer.files.best()):  # also where the last loss is NaN
         last = {name: weight.clone() for name, weight in weights(model).items()}
         set_weights(model, held)
-        best = trainer.task.evaluate(model, limit=0, autocast=trainer.autocast())
+        best = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
         if not score.loss < best.loss:
             return best
         set_weights(model, last)

@@ -48,6 +48,9 @@ MAY_CHANGE = {  # what a resumed run may do otherwise than before
 def main(argv: list[str] | None = None) -> None:
     """Runs a verb. What a person can mend is said in a sentence, with exit code 2."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads soon let other programs have the core
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # some consoles do not know every sign of a sample, or of ours
     argv = sys.argv[1:] if argv is None else argv
     verb, rest = (argv[0], argv[1:]) if argv and argv[0] in VERBS else ("train", argv)
     try:

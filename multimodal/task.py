@@ -114,11 +114,10 @@ class MediaTask:
         shards = self.corpus.val
         batch = collate([media_row(shards, int(n), self.block_size) for n in group], shards, self.block_size).to(self.ranks.device)
         nats, right = model(batch, reduction="none")  # (n,) each
-        asked = batch.targets != IGNORE
-        row_of, targets = asked.nonzero()[:, 0], batch.targets[asked]  # (n,) each
-        n_bytes = self.lengths.to(targets.device)[targets]
-        sums = torch.zeros(4, len(group), dtype=torch.float64, device=targets.device)
-        for line, values in zip(sums, (nats, right, torch.ones_like(nats), n_bytes), strict=True):
+        asked = batch.targets.cpu() != IGNORE
+        row_of, targets = asked.nonzero()[:, 0], batch.targets.cpu()[asked]  # (n,) each
+        sums = torch.zeros(4, len(group), dtype=torch.float64)  # which MPS does not have
+        for line, values in zip(sums, (nats.cpu(), right.cpu(), torch.ones(len(row_of)), self.lengths[targets]), strict=True):
             line.index_add_(0, row_of, values.double())
         parts = shards.rows["part"][group].tolist()
         return [(part, *row) for part, row in zip(parts, sums.T.tolist(), strict=True)]

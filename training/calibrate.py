@@ -6,28 +6,33 @@ Measured because machines differ: bf16 is four times faster than fp32 on one CPU
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import importlib.util
 import json
 import math
 import os
 import platform
 import shutil
 import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config import DATA, ModelConfig
-from model import GPT, slow_in_bfloat16
+from model import GPT, flops_per_token, slow_in_bfloat16
 from training.build import compile_trunk
 
 MEMORY = DATA / "machine.json"
+CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -133,18 +138,45 @@ def shape_name(config: ModelConfig) -> str:
 
 
 def measure_seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
-    work, tokens = forward_and_backward(config, device, dtype)
-    work()
-    return min(timed(work, device) for _ in range(2)) / tokens
+    """By a small batch, a smaller one where memory has no room for it; where it has none for a single row, it is estimated, and the
+    run itself will say so."""
+    rows = small_batch(config, device)
+    while rows:
+        try:
+            work, tokens = forward_and_backward(config, device, dtype, rows)
+            work()
+            return min(timed(work, device) for _ in range(2)) / tokens
+        except torch.OutOfMemoryError:
+            rows //= 2
+        finally:
+            work = None
+            give_back(device)
+    return estimated_seconds_per_token(config, device, dtype)
+
+
+def estimated_seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
+    """Of a model that is too large to try out: half of what the machine multiplies."""
+    return flops_per_token(config) / (0.5 * matrix_rate(device, dtype))
+
+
+def small_batch(config: ModelConfig, device: torch.device) -> int:
+    """Rows that are enough to measure by."""
+    return max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
+
+
+def give_back(device: torch.device) -> None:
+    """Frees the models that were measured, which are tied to themselves: the run's own memory is planned next."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def forward_and_backward(
-    config: ModelConfig, device: torch.device, dtype: str, compiled: bool = False
+    config: ModelConfig, device: torch.device, dtype: str, rows: int, compiled: bool = False
 ) -> tuple[Callable[[], None], int]:
-    """One pass of a fresh model of this shape over a small batch, and how many tokens that has."""
+    """One pass of a fresh model of this shape over so many rows, and how many tokens they have."""
     with random_numbers_as_before(device):
         model = GPT(config).to(device)
-        rows = max(1, (1024 if device.type == "cpu" else 16384) // config.block_size)
         idx = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
     if compiled:
         compile_trunk(model, fsdp=False)
@@ -186,8 +218,9 @@ def compiling(config: ModelConfig, device: torch.device, dtype: str, measure: bo
 
 
 def measure_compiling(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
-    eager, _ = forward_and_backward(config, device, dtype)
-    compiled, _ = forward_and_backward(config, device, dtype, compiled=True)
+    rows = small_batch(config, device)
+    eager, _ = forward_and_backward(config, device, dtype, rows)
+    compiled, _ = forward_and_backward(config, device, dtype, rows, compiled=True)
     eager()
     first = timed(compiled, device)
     turns = [(timed(eager, device), timed(compiled, device)) for _ in range(5)]  # in turn: other load meets both
@@ -257,16 +290,15 @@ def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> d
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: a C++ compiler for the CPU, Triton for a GPU."""
-    if sys.platform == "win32" and not shutil.which("cl"):
+    """Whether `torch.compile` has what it needs: a compiler and Python's headers, and Triton for a GPU."""
+    if sys.platform == "win32":
+        return device.type == "cpu" and shutil.which("cl") is not None
+    if device.type not in ("cpu", "cuda") or not Path(sysconfig.get_path("include"), "Python.h").exists():
         return False
     if device.type == "cuda":
-        import importlib.util
-
-        return importlib.util.find_spec("triton") is not None
-    return device.type == "cpu" and any(
-        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
-    )
+        return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("gcc", "clang", os.environ.get("CC", "cc"))))
+    names = [os.environ.get("CXX", "g++"), "g++", *(["clang++"] if sys.platform == "darwin" else [])]  # those that torch looks for
+    return any(map(shutil.which, names))
 
 
 def free_memory(device: torch.device) -> int:
@@ -286,9 +318,10 @@ def free_memory(device: torch.device) -> int:
 def container_room() -> int:
     """Bytes left under a cgroup's memory limit; very large where there is none."""
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as current:
-            return int(limit.read()) - int(current.read())
-    except (OSError, ValueError):
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + int(told["inactive_file"])  # files that were read count as used, and make room when it is needed
+    except (OSError, ValueError, KeyError):
         return 2**62
 
 

@@ -62,7 +62,7 @@ def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, li
             losses = model(idx.to(ranks.device), targets.to(ranks.device), reduction="none")
         if mine >= len(groups):
             break
-        nats = losses.double().sum(1).cpu().numpy()
+        nats = losses.cpu().double().sum(1).numpy()  # MPS has no float64
         counted = np.where(targets.numpy() >= 0, lengths[targets.clamp(min=0).numpy()], 0).sum(1)
         rows += list(zip(nats, group[:, 1], counted, strict=True))
     model.train(was_training)

@@ -146,7 +146,7 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
 def seconds_per_token(config: ModelConfig, probed: bool, device: torch.device, dtype: str) -> float:
     if probed:
         return calibrate.seconds_per_token(config, device, dtype)
-    return flops_per_token(config) / (0.5 * calibrate.matrix_rate(device, dtype))
+    return calibrate.estimated_seconds_per_token(config, device, dtype)
 
 
 def choose_micro_batch(

@@ -63,7 +63,8 @@ def recipe(given: dict[str, Any]) -> dict[str, Any]:
 def settle(given: dict[str, Any], config: TrainConfig, tokens: float, vocab_size: int, ranks: Ranks) -> dict[str, Any]:
     """The settings of a run on a text of so many tokens, by its budget or its depth; what was typed goes before them."""
     budget = seconds(config.time) if config.time else 0.0
-    found = choose(config.depth, tokens, vocab_size, budget, ranks.device, ranks.world, given.get("block_size", 0))
+    own = given.get("block_size", 0), given.get("batch_size", 0)
+    found = choose(config.depth, tokens, vocab_size, budget, ranks.device, ranks.world, *own)
     return found | {name: value for name, value in given.items() if name not in ("vocab_size", "depth")}
 
 
@@ -93,7 +94,9 @@ def shape(depth: int) -> dict[str, int]:
     return {"n_layer": depth, "n_head": depth, "n_embd": 64 * depth}
 
 
-def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int = 1, block: int = 0) -> dict[str, Any]:
+def choose(
+    depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int = 1, block: int = 0, rows: int = 0
+) -> dict[str, Any]:
     """Everything that follows from the text, the machine and the budget.
 
     Args:
@@ -102,6 +105,7 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
         budget: seconds; 0 where there is none, which needs a depth. Then as many tokens are planned as the depth asks for.
         world: ranks that share the work.
         block: the context; 0 chooses it too.
+        rows: of a batch; 0 chooses it too.
     """
     block = block or (256 if tokens < 1e8 else 1024)
     how = {"architecture": "modern", "vocab_size": vocab_size, "block_size": block}
@@ -120,7 +124,8 @@ def choose(depth: int, tokens: float, vocab_size: int, budget: float, device: to
         while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= PER_WEIGHT * blocks(depth + 1):
             depth += 1
     total = planned(depth)
-    rows = max(world, 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block))))
+    rows = rows or 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))
+    rows = -(-rows // world) * world  # which the ranks can share
     larger, epochs = max(1.0, math.sqrt(rows * block / BATCH)), total / tokens
     dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
