@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -423,6 +424,14 @@ class ServeConfig:
         for origin in self.cors_origins:
             if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/]+", origin):
                 raise UserError(f"LLM_CORS_ORIGINS has {origin!r}; write scheme and host, such as https://example.org.")
+        for proxy in self.trusted_proxies:
+            try:
+                if proxy != "*":
+                    ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise UserError(
+                    f"LLM_TRUSTED_PROXIES has {proxy!r} ({error}); write an address or a network, such as 172.17.0.0/16."
+                ) from error
 
     def read_metrics_token(self) -> str:
         """The token that stands in a file, which Prometheus can read as well.

@@ -123,6 +123,8 @@ def make_server(app: FastAPI, config: ServeConfig) -> Any:
 
 def how(config: ServeConfig) -> dict[str, Any]:
     """What uvicorn is told."""
+    from server.addresses import with_mapped
+
     return {
         "lifespan": "on",
         "ws": "none",
@@ -131,7 +133,7 @@ def how(config: ServeConfig) -> dict[str, Any]:
         "server_header": False,
         "timeout_keep_alive": KEEP_ALIVE,
         "proxy_headers": bool(config.trusted_proxies),
-        "forwarded_allow_ips": list(config.trusted_proxies),
+        "forwarded_allow_ips": [name for proxy in config.trusted_proxies for name in with_mapped(proxy)],
     }
 
 

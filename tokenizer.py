@@ -180,12 +180,14 @@ class CharTokenizer(Tokenizer):
         ids = self._id_of[points]
         if ids.size == 0 or ids.min() >= 0:
             return ids.astype(np.uint32)
-        pieces, start = [], 0
-        for at in np.flatnonzero(ids < 0):
-            spelt = np.frombuffer(to_bytes(text[at]), dtype=np.uint8)
-            pieces += [ids[start:at], self.nibble + np.stack((spelt >> 4, spelt & 15), axis=1).ravel().astype(np.int32)]
-            start = at + 1
-        return np.concatenate([*pieces, ids[start:]]).astype(np.uint32)
+        strange = ids < 0
+        spelt = np.frombuffer(points[strange].tobytes().decode("utf-32-le").encode(), dtype=np.uint8)
+        halves = self.nibble + np.stack((spelt >> 4, spelt & 15), axis=1).ravel()
+        places = np.ones(len(ids), dtype=np.int64)  # ids that each character takes: two for each byte of a strange one
+        places[strange] = 2 + 2 * (points[strange, None] >= [0x80, 0x800, 0x10000]).sum(1)
+        found, is_strange = np.repeat(ids, places), np.repeat(strange, places)
+        found[is_strange] = halves
+        return found.astype(np.uint32)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         out, high = bytearray(), -1

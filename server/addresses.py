@@ -22,5 +22,23 @@ def is_loopback(host: str) -> bool:
 
 
 def address(request: Request) -> str:
-    """The address that a request comes from."""
-    return request.client.host if request.client else "unknown"
+    """The address that a request comes from. One of IPv4 is told as such where a socket of IPv6 takes it."""
+    host = request.client.host if request.client else "unknown"
+    mapped = getattr(ipaddress.ip_address(host), "ipv4_mapped", None) if is_address(host) else None
+    return str(mapped or host)
+
+
+def house(request: Request) -> str:
+    """Whom a limit counts: an address, of IPv6 the /64 that it lies in, since whoever has one of those has them all."""
+    host = address(request)
+    if not is_address(host) or ipaddress.ip_address(host).version == 4:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+
+
+def with_mapped(proxy: str) -> list[str]:
+    """An address or a network, and what it is called where a socket of IPv6 takes it."""
+    if ":" in proxy or proxy == "*":
+        return [proxy]
+    host, slash, length = proxy.partition("/")
+    return [proxy, f"::ffff:{host}{slash}{96 + int(length) if length else ''}"]

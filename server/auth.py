@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from config import ServeConfig, UserError
-from server.addresses import address, is_address, is_loopback
+from server.addresses import house, is_address, is_loopback
 from server.errors import ApiError
 from server.limits import RateLimit
 from server.logs import trace_of
@@ -136,7 +136,7 @@ async def caller(request: Request, found: Annotated[Caller, Depends(reader)]) ->
     Raises:
         ApiError: 401, 403 or 429.
     """
-    who = f"{found.name}:{address(request)}" if found.kind == "open" else found.name
+    who = f"{found.name}:{house(request)}" if found.kind == "open" else found.name
     trace_of(request).headers |= request.app.state.gate.rate.hit(who)
     return found
 

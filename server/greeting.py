@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from config import ServeConfig
 from server.auth import Gate
+from server.passwords import is_hash
 
 if TYPE_CHECKING:
     from inference.engine import Engine
@@ -15,7 +16,7 @@ BODY = """-H "Content-Type: application/json" -d '{"prompt":"Hello","max_new_tok
 # The shell fills in the secret, so that it stands in no log.
 KEY = '-H "X-API-Key: ${LLM_API_KEYS%%,*}"'
 TOKEN = (
-    """TOKEN=$(curl -s {url}/oauth/token -d username={name} --data-urlencode "password={password}" | cut -d'"' -f4)"""
+    """TOKEN=$(curl -s {url}/oauth/token --data-urlencode {name} --data-urlencode "password={password}" | cut -d'"' -f4)"""
 )
 
 
@@ -43,8 +44,9 @@ def how_to_call(config: ServeConfig, gate: Gate, url: str) -> str:
     if not gate.passwords:
         return f"curl {url}/v1/generate {BODY}"
     name = next(iter(gate.passwords.hashes))
-    password = '$(printf %s "$LLM_USERS" | cut -d, -f1 | cut -d: -f2-)' if config.users else "PASSWORD"
-    login = TOKEN.format(url=url, name=shlex.quote(name), password=password)
+    plain = config.users and not is_hash(config.users.partition(",")[0].partition(":")[2])
+    password = '$(printf %s "$LLM_USERS" | cut -d, -f1 | cut -d: -f2-)' if plain else "PASSWORD"
+    login = TOKEN.format(url=url, name=shlex.quote(f"username={name}"), password=password)
     return f'{login}\ncurl {url}/v1/generate -H "Authorization: Bearer $TOKEN" {BODY}'
 
 

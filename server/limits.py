@@ -18,12 +18,16 @@ from server.errors import ApiError
 LINGER = 2.0  # seconds of an oversized body that are still read, so that its sender gets to see the refusal
 
 
+MINUTE = 60.0
+
+
 class RateLimit:
     """At most `per_minute` requests of one caller in any 60 seconds; 0 is no limit."""
 
     def __init__(self, per_minute: int):
         self.limit = RateLimitItemPerMinute(per_minute) if per_minute else None
-        self.window = MovingWindowRateLimiter(MemoryStorage())
+        self.storage, self.looked = MemoryStorage(), time.time()
+        self.window = MovingWindowRateLimiter(self.storage)
 
     def hit(self, name: str) -> dict[str, str]:
         """Counts a request, and gives the headers that its answer carries.
@@ -33,6 +37,8 @@ class RateLimit:
         """
         if not self.limit:
             return {}
+        if time.time() - self.looked > MINUTE:
+            self.forget()
         allowed = self.window.hit(self.limit, name)
         stats = self.window.get_window_stats(self.limit, name)
         seconds = max(0.001, stats.reset_time - time.time())  # until the oldest request leaves the window
@@ -45,6 +51,15 @@ class RateLimit:
             return headers
         message = f"more than {self.limit.amount} requests in a minute: come back in {math.ceil(seconds)} s."
         raise ApiError(429, message, "rate_limit_error", code="rate_limit_exceeded", headers=headers | later(seconds))
+
+
+    def forget(self) -> None:
+        """Drops those who have not come for a minute. The storage empties their lists and keeps their names, which strangers choose."""
+        self.looked = time.time()
+        for name, entries in list(self.storage.events.items()):
+            with self.storage.locks[name]:
+                if not entries or entries[0].expiry < self.looked:  # the newest comes first
+                    self.storage.clear(name)
 
 
 def later(seconds: float) -> dict[str, str]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from server.addresses import address
+from server.addresses import house
 from server.errors import ApiError
 from server.logs import trace_of
 
@@ -78,7 +78,7 @@ async def grant(request: Request) -> dict[str, Any]:
         raise Refusal("unsupported_grant_type", "this server has no users: LLM_USERS names them.")
     name, password = credentials(await request.body(), request.headers.get("content-type", ""))
     try:
-        gate.attempts.hit(address(request))
+        gate.attempts.hit(house(request))
         right = await gate.passwords.check(name, password)
     except ApiError as error:
         raise Refusal("slow_down", error.message, error.status, error.headers) from None

@@ -28,6 +28,14 @@ def refused(folder, monkeypatch, capsys, *arguments: str) -> str:
     return told
 
 
+def test_a_console_that_does_not_know_every_sign_gets_the_others(tmp_path):
+    env = environment(tmp_path, PYTHONIOENCODING="cp1251")
+    command = [sys.executable, str(ROOT / "train_cli.py"), "plan", "--preset", "quick", "--attention", "math"]
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"micro-batch" in done.stdout
+
+
 # ---- help and defaults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from config import ROOT, ModelConfig, TrainConfig, UserError
-from model import GPT
+from model import GPT, flops_per_token
 from tests.runs import environment
 from training import calibrate, plan
 from training.distributed import Ranks
@@ -352,6 +353,56 @@ def test_rates_and_speeds_are_measured_once(tmp_path, monkeypatch):
 def test_the_matrix_rate_is_that_of_a_matrix_product(monkeypatch):
     monkeypatch.setattr(calibrate, "timed", lambda *_: 0.5)
     assert calibrate.measure_matrix_rate(CPU, torch.float32) == 2 * 2048**3 / 0.5
+
+
+def test_files_that_were_read_leave_a_container_its_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(calibrate, "CGROUP", tmp_path)
+    assert calibrate.container_room() == 2**62
+    for name, text in {"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "anon 300\ninactive_file 500\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert calibrate.container_room() == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert calibrate.container_room() == 2**62
+
+
+def test_a_model_is_measured_by_as_many_rows_as_there_is_memory_for(monkeypatch):
+    tried, real = [], calibrate.forward_and_backward
+
+    def small(config, device, dtype, rows):
+        tried.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(config, device, dtype, rows)
+
+    monkeypatch.setattr(calibrate, "forward_and_backward", small)
+    monkeypatch.setattr(calibrate, "matrix_rate", lambda *_: 1e9)
+    most = 16
+    assert calibrate.measure_seconds_per_token(TINY, CPU, "float32") > 0
+    assert tried == [64, 32, 16]
+    most = 0
+    assert calibrate.measure_seconds_per_token(TINY, CPU, "float32") == flops_per_token(TINY) / 5e8
+
+
+def test_models_that_were_measured_do_not_stay(monkeypatch):
+    gc.disable()
+    try:
+        calibrate.measure_seconds_per_token(TINY, CPU, "float32")
+        assert not [each for each in gc.get_objects() if isinstance(each, GPT)]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("lacking", ["headers", "g++"])
+def test_compiling_needs_what_torch_looks_for(monkeypatch, tmp_path, lacking):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(calibrate.sysconfig, "get_path", lambda _: tmp_path)
+    monkeypatch.setattr(calibrate.shutil, "which", lambda name: name in ("clang++", *(["g++"] if lacking == "headers" else [])))
+    monkeypatch.delenv("CXX", raising=False)
+    if lacking == "headers":
+        assert calibrate.has_compiler(CPU)
+        (tmp_path / "Python.h").unlink()
+    assert not calibrate.has_compiler(CPU)
 
 
 def test_a_container_s_limit_counts(monkeypatch):

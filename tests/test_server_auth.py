@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from jose import jwt
+from starlette.requests import Request
 
 from config import ServeConfig, UserError
 from inference.host import Host
-from server import passwords
+from server import addresses, passwords
 from server.auth import Gate
 from server.limits import RateLimit, duration
 from server.passwords import read_users
@@ -375,6 +376,39 @@ def test_the_window_moves(monkeypatch):
         rate.hit("a")
     monkeypatch.setattr(time, "time", lambda: now + 61)
     assert rate.hit("a")["x-ratelimit-remaining-requests"] == "1"
+
+
+def test_callers_that_do_not_come_again_are_forgotten(monkeypatch):
+    """Strangers choose their addresses: their names must not stay for ever."""
+    now, rate = time.time(), RateLimit(2)
+    for n in range(50):
+        rate.hit(f"stranger {n}")
+    monkeypatch.setattr(time, "time", lambda: now + 30)
+    rate.hit("a")
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    rate.hit("b")
+    assert {name.split("/")[1] for name in rate.storage.events} == {"a", "b"}
+    assert rate.hit("a")["x-ratelimit-remaining-requests"] == "0", "what still counts is kept"
+
+
+@pytest.mark.parametrize("told, counted", [
+    ("10.1.2.3", "10.1.2.3"), ("::ffff:10.1.2.3", "10.1.2.3"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("fe80::1%eth0", "fe80::/64"),
+    ("testclient", "testclient"),
+])  # fmt: skip
+def test_whoever_has_an_address_of_ipv6_has_its_neighbours_too(told, counted):
+    assert addresses.house(Request({"type": "http", "client": (told, 1)})) == counted
+
+
+def test_a_proxy_is_known_on_a_socket_of_ipv6_too():
+    assert addresses.with_mapped("127.0.0.1") == ["127.0.0.1", "::ffff:127.0.0.1"]
+    assert addresses.with_mapped("172.17.0.0/16") == ["172.17.0.0/16", "::ffff:172.17.0.0/112"]
+    assert addresses.with_mapped("::1") == ["::1"]
+
+
+@pytest.mark.parametrize("proxy", ["caddy", "172.17.0.1/16", "10.0.0.300"])
+def test_a_proxy_that_would_match_nothing_is_refused(proxy):
+    with pytest.raises(UserError, match=f"LLM_TRUSTED_PROXIES has '{proxy}'"):
+        ServeConfig(trusted_proxies=("127.0.0.1", proxy))
 
 
 def test_durations_are_written_as_openai_does():

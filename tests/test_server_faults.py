@@ -15,11 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from config import ROOT
+from config import ROOT, ServeConfig
+from server import greeting
+from server.passwords import HASHES
 from tests.live import save, wait_until
 
 MISSION = {
@@ -155,6 +158,14 @@ def test_the_first_lines_say_how_to_call(mission, plain, start):
         assert shell(commands, server)["model"]["id"] == "tiny@7"
         assert not [secret for secret in ("prod-key", "admin123", "pa:s") if secret in told]
     assert "LLM_JWT_SECRET is an example's" in mission.out.read_text()
+
+
+def test_the_command_for_a_user_with_a_hash_asks_for_the_password():
+    users = {"LLM_USERS": f"a+b:{HASHES.hash('pw')},c:d"}
+    told = greeting.how_to_call(ServeConfig(users=users["LLM_USERS"]), SimpleNamespace(
+        random_key="", keys=(), passwords=SimpleNamespace(hashes={"a+b": "", "c": ""})
+    ), "http://here")  # fmt: skip
+    assert '"password=PASSWORD"' in told and "--data-urlencode username=a+b" in told
 
 
 def test_the_log_is_json_and_holds_no_secret(mission):

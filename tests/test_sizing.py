@@ -69,6 +69,19 @@ def test_rates_follow_batch_and_width():
     assert other["max_iters"] * other["batch_size"] * other["block_size"] == pytest.approx(sizing.PER_WEIGHT * sizing.blocks(8), rel=0.01)
 
 
+@pytest.mark.parametrize("world", [1, 3, 6, 7])
+def test_ranks_can_share_the_batch(world):
+    for depth in (1, 3, 8):
+        assert chosen(depth=depth, budget=0, world=world)["batch_size"] % world == 0
+
+
+def test_a_batch_that_was_asked_for_has_its_own_rates_and_steps():
+    own, asked = chosen(depth=3, budget=0), chosen(depth=3, budget=0, rows=8)
+    assert asked["batch_size"] == 8 == 4 * own["batch_size"]
+    assert asked["max_iters"] == pytest.approx(own["max_iters"] / 4, rel=0.01)
+    assert asked["muon_learning_rate"] == pytest.approx(2 * own["muon_learning_rate"])
+
+
 def test_everything_chosen_is_a_setting():
     fields = set(vars(take(TrainConfig, {}))) | set(vars(ModelConfig()))
     assert set(chosen(depth=2, budget=0)) | set(sizing.RECIPE) <= fields

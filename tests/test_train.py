@@ -347,6 +347,26 @@ def test_after_three_rewinds_the_run_gives_up(tmp_path):
     assert all(torch.isfinite(weight).all() for weight in last(tmp_path)["model"].values())
 
 
+def test_a_rewind_keeps_the_time_that_a_new_sitting_was_given(tmp_path):
+    """The file that it goes back to was written when the time was less."""
+    trainer = line_trainer(tmp_path, time="10s")
+    trainer.begin()
+    trainer.budget, trainer.progress.elapsed = 100.0, 9.0
+    trainer.rewind()
+    assert (trainer.budget, trainer.progress.elapsed) == (100.0, 9.0)
+
+
+@pytest.mark.parametrize("tokens, scored", [(10**5, 0), (10**9, 2_500_000)])
+def test_the_last_evaluation_of_a_timed_run_takes_a_tenth_of_it(tmp_path, monkeypatch, tokens, scored):
+    task = LineTask(8)
+    monkeypatch.setattr(task, "evaluation_tokens", lambda: tokens)
+    trainer = line_trainer(tmp_path, task, time="10s")  # at a million tokens a second, and two and a half without gradients
+    assert trainer.final_limit() == scored
+    assert trainer.closing_seconds() <= 4 + 1
+    monkeypatch.setattr(trainer.config, "time", "")
+    assert trainer.final_limit() == 0
+
+
 def test_a_rewind_in_the_first_interval_goes_back_to_the_start(tmp_path):
     with pytest.raises(Diverged):
         ended(line_trainer(tmp_path, poisoned(0, 1, 2)))

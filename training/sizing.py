@@ -124,9 +124,9 @@ def choose(
         while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= PER_WEIGHT * blocks(depth + 1):
             depth += 1
     total = planned(depth)
-    rows = rows or 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))
-    rows = -(-rows // world) * world  # which the ranks can share
-    larger, epochs = max(1.0, math.sqrt(rows * block / BATCH)), total / tokens
+    planned = 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))
+    rows = -(-(rows or planned) // world) * world  # which the ranks can share
+    larger, epochs = max(1.0, math.sqrt(planned * block / BATCH)) * math.sqrt(rows / planned), total / tokens
     dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
