@@ -203,7 +203,7 @@ class TrainConfig:
         500, "steps between evaluations; each saves last.pt, and best_model.pt if it is the best"
     )
     eval_tokens: int = setting(
-        0, "validation tokens scored during the run, evenly spaced; 0 is all; the final evaluation scores all"
+        0, "validation tokens scored during the run, evenly spaced; 0 is all; the final evaluation scores all, or what a tenth of --time allows"
     )
     patience: int = setting(0, "stop after this many evaluations without a new best; 0 is off")
     save_interval: int = setting(0, "steps between numbered checkpoints step_N.pt; 0 is none")
