@@ -8,6 +8,11 @@ How a run ends is its exit code: 0 done, 2 something to mend (bad input, no room
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before torch is loaded, which counts as time of the run
+    import train_cli
+
+    train_cli.main()
+
 import contextlib
 import itertools
 import math
@@ -631,8 +636,3 @@ def out_of_memory(error: BaseException) -> bool:
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(word in str(error).lower() for word in words)
 
-
-if __name__ == "__main__":
-    import train_cli
-
-    train_cli.main()

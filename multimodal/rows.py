@@ -27,6 +27,7 @@ from multimodal.decode import Unreadable, read_picture, read_sound
 from multimodal.embedded import DESCRIBE, TRANSCRIBE
 from multimodal.samples import Part, Picture, Sample, Sound, Turn
 from sources import (
+    SPLITS,
     Skipped,
     arriving,
     below,
@@ -44,7 +45,6 @@ from sources import (
 ROWS = {".jsonl", ".parquet"}
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff"}
-FOLDERS = {"train", "val", "valid", "validation", "test"}  # of a split, above those of the classes
 QUESTION = "question"  # the field of plain rows that holds what is asked
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 KINDS = {"image": "picture", "audio": "sound"}
@@ -445,7 +445,7 @@ def class_rows(reader: Reader) -> Rows:
             f"{folder} holds neither rows ({' '.join(sorted(ROWS))}) nor pictures or sounds: give --data another folder. {reader.written(None)}"
         )
     tops = {file.relative_to(folder).parts[0].lower() for file in files}
-    split = "train" in tops and tops <= FOLDERS
+    split = "train" in tops and tops <= set(SPLITS)
     deep = 3 if split else 2
     if not any(len(file.relative_to(folder).parts) == deep for file in files):
         raise UserError(

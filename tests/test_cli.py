@@ -39,6 +39,16 @@ def test_a_console_that_does_not_know_every_sign_gets_the_others(tmp_path):
 # ---- help and defaults
 
 
+def test_the_other_door_counts_its_time_from_before_torch_is_loaded(tmp_path):
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code and 'train_cli' in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_is_quick_and_needs_no_torch(tmp_path, verb):
     code = (
