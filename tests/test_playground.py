@@ -504,6 +504,87 @@ def test_a_text_need_not_be_kept(page, address):
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
 
 
+def kept(address: str) -> list[list[tuple[str, str]]]:
+    """The turns of each session, the one used last first."""
+    listed = httpx.get(f"{address}/v1/sessions").json()["sessions"]
+    read = [httpx.get(f"{address}/v1/sessions/{each['session_id']}").json()["turns"] for each in listed]
+    return [[(turn["prompt"], turn["text"]) for turn in turns] for turns in read]
+
+
+def instead(page: Browser, script: str) -> None:
+    """Answers the requests for texts in the server's place, with a function's body that may ask the server: `real(path, request)`."""
+    page.js(f"""
+        const real = window.fetch.bind(window);
+        window.fetch = (path, request) => (path === "/v1/generate" ? (async () => {{ {script} }})() : real(path, request));
+        window.honest = () => (window.fetch = real);
+    """)
+
+
+UNTIL_STOPPED = "return new Promise((_, no) => request.signal.addEventListener('abort', () => no(request.signal.reason)))"
+
+
+def test_what_is_stopped_before_it_begins_was_never_there(page, address):
+    page = page()
+    instead(page, UNTIL_STOPPED)
+    page.fill("#prompt", "Once")
+    page.click("#write")
+    page.wait("#stop")
+    page.click("#stop")
+    page.wait(lambda: page.one("#prompt").get_attribute("value") == "Once")
+    assert page.visible("#welcome") and not page.visible("#notice")
+    page.js("honest()")
+    write(page, " more")
+    write(page, " and so ")
+    assert kept(address) == [[("Once more", STORY[:40].decode()), (" and so ", STORY[:40].decode())]]
+    instead(page, UNTIL_STOPPED)
+    page.click(next(button for button in page.all(".actions button") if button.text == "Try again"))
+    page.wait("#stop")
+    page.click("#stop")
+    written(page)
+    assert not page.all(".branches") and page.one("#prompt").get_attribute("value") == "", "what was given is still there"
+
+
+def test_a_text_whose_connection_broke_can_be_tried_again_and_continued(page, address):
+    page = page()
+    instead(page, """
+        const stream = (await real(path, request)).body.getReader();
+        const { value } = await stream.read();
+        stream.cancel();
+        return new Response(value);
+    """)
+    page.fill("#prompt", "Once")
+    setting(page, "max_new_tokens", 4000)
+    page.click("#write")
+    page.wait("#notice")
+    assert "The connection broke off" in page.text("#notice")
+    begun = page.text(".model")
+    assert begun and STORY.decode().startswith(begun)
+    page.js("honest()")
+    setting(page, "max_new_tokens", 40)
+    page.click("#notice .small")
+    written(page, branches=2)
+    assert page.text("#turns .yours") == "Once", "the same is asked once more, and not behind what there is"
+    page.click(page.all(".branches .chip")[0])
+    page.wait(lambda: page.text(".model") == begun)
+    write(page, " and so ")
+    assert kept(address)[0] == [("Once", begun), (" and so ", STORY[:40].decode())]
+    assert not page.visible("#notice")
+
+
+def test_a_text_that_ends_before_it_begins_can_be_continued(page, address):
+    page = page()
+
+    def ends(word: str) -> bool:
+        return any(top["id"] == EOT for top in generate(address, prompt=word, max_new_tokens=1)["tokens"][0]["top"])
+
+    write(page, next(word for word in "abcdefghijklmnopqrstuvwxyz" if ends(word)))
+    page.click(page.all(".t")[0])
+    page.click(next(each for each in page.all(".alternative") if each.get_attribute("aria-label").startswith("end of text")))
+    page.wait(lambda: page.text(".model") == "")
+    write(page, " and so ")
+    assert [text for _, text in kept(address)[0]] == ["", STORY[:40].decode()]
+
+
 @pytest.mark.slow
 def test_a_text_that_outgrows_the_context_goes_on_with_its_newest_part(page):
     page = page()

@@ -173,13 +173,19 @@ async function write(work, typed = "", shown = []) {
   } catch (error) {
     const lost = error.input ?? (error.status === undefined ? typed : "");
     const media = error.media ?? (error.status === undefined ? shown : []);
-    $("prompt").value ||= lost;
-    if (media.length) tray.put(media);
-    fail(error, () => {
-      if ($("prompt").value === lost) $("prompt").value = "";
-      if (tray.media === media) tray.take();
-      write(work, typed, shown);
-    });
+    const stopped = error.name === "AbortError"; // before anything came
+    if (!stopped || mine === story) {
+      $("prompt").value ||= lost;
+      if (media.length) tray.put(media);
+    }
+    if (stopped) announce("Stopped.");
+    else {
+      fail(error, () => {
+        if ($("prompt").value === lost) $("prompt").value = "";
+        if (tray.media === media) tray.take();
+        write(error.again ?? work, typed, shown);
+      });
+    }
   }
   keepNote(mine);
   drawComposer();
