@@ -585,6 +585,31 @@ def test_a_text_that_ends_before_it_begins_can_be_continued(page, address):
     assert [text for _, text in kept(address)[0]] == ["", STORY[:40].decode()]
 
 
+@pytest.mark.parametrize("heard", [0, 1], ids=["nothing", "a beginning"])
+def test_a_text_that_ends_as_it_is_stopped_is_there_once(page, address, heard):
+    page = page()
+    instead(page, f"""
+        const whole = await (await real(path, {{ ...request, signal: undefined }})).bytes();
+        const first = whole.indexOf(10) + 2;
+        return new Response(new ReadableStream({{
+            start(told) {{
+                told.enqueue(whole.slice(0, {heard} * first));
+                request.signal.addEventListener("abort", () => told.error(request.signal.reason));
+                window.ended = true;
+            }},
+        }}));
+    """)
+    page.fill("#prompt", "Once")
+    setting(page, "max_new_tokens", 40)
+    page.click("#write")
+    page.wait(lambda: page.js("return window.ended") and bool(page.text(".model")) == bool(heard))
+    page.click("#stop")
+    page.wait(lambda: page.text(".model") == STORY[:40].decode())
+    page.js("honest()")
+    write(page, " and so ")
+    assert kept(address) == [[("Once", STORY[:40].decode()), (" and so ", STORY[:40].decode())]]
+
+
 @pytest.mark.slow
 def test_a_text_that_outgrows_the_context_goes_on_with_its_newest_part(page):
     page = page()

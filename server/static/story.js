@@ -152,11 +152,12 @@ export class Story {
       turn.state = "done";
     } catch (error) {
       turn.state = "stopped";
-      if (error.name !== "AbortError" || !turn.writing.text) throw this.failed(turn, error);
+      if (error.name !== "AbortError") throw this.failed(turn, error);
+      if (!turn.writing.text && !(await this.remembered(turn))) throw this.failed(turn, error);
     } finally {
       turn.writing.close();
     }
-    if (turn.state === "stopped" || this.shows(turn)) await this.save(turn);
+    if (!turn.sessions.size) await this.save(turn); // a session holds by itself what was written in it to the end
   }
 
   async receive(turn, signal) {
@@ -270,12 +271,27 @@ export class Story {
   async store(turn) {
     if (!this.kept) return;
     try {
+      if (await this.remembered(turn)) return;
       const session = await this.session(turn.parent);
       await call("/v1/generate", { method: "POST", body: { ...this.body(turn, turn.writing.ids(), session), max_new_tokens: 0 } });
       this.hold(turn, session);
     } catch (error) {
       throw Object.assign(error, { again: () => this.save(turn) });
     }
+  }
+
+  /** Whether the server ended a turn, and kept it, in the moment in which it was stopped or broke off: then that text counts. */
+  async remembered(turn) {
+    const session = turn.body?.session_id;
+    const { number } = turn.parent;
+    if (!session || this.lasts.get(session) !== number) return false; // the server was not to keep it, or we know what came there
+    const page = await call(`/v1/sessions/${session}?after=${number}&limit=1`).catch(() => null); // none begun, or none answers
+    const same = page?.turns.find(({ prompt, text }) => prompt === turn.input && text.startsWith(turn.writing.text));
+    if (!same) return false;
+    turn.writing.close();
+    turn.writing.add(same.text.slice(turn.writing.text.length));
+    this.hold(turn, session);
+    return true;
   }
 
   /** Puts the turns of a session into the tree; those that two sessions share are there once. */
