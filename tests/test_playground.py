@@ -914,6 +914,39 @@ def test_too_many_requests_are_told_with_the_time_to_wait(host, served, browser,
     assert "Try again in" in again.text and not again.is_enabled()
 
 
+REFUSED = "return Response.json({ error: { message: 'it broke.' } }, { status: 503 })"
+
+
+def test_trying_again_writes_the_text_that_failed_whatever_is_open_by_then(page):
+    page = page()
+    instead(page, f"await new Promise((go) => (window.go = go)); {REFUSED}")
+    page.fill("#prompt", "Once")
+    page.click("#write")
+    page.wait("#stop")
+    page.click("[data-mode=chat]")
+    page.js("go()")
+    page.wait("#notice .small:enabled")
+    page.js("honest()")
+    page.click("#notice .small")
+    page.click("[data-mode=write]")
+    written(page)
+    assert page.text(".yours") == "Once"
+    page.click("[data-mode=chat]")
+    assert page.visible("#welcome") and page.one("#prompt").get_attribute("value") == ""
+
+
+@pytest.mark.parametrize("elsewhere", ["#new-text", "[data-mode=chat]", "#shelf .text"])
+def test_a_notice_goes_with_the_text_that_it_is_about(page, elsewhere):
+    page = page()
+    write(page)
+    instead(page, REFUSED)
+    page.fill("#prompt", "more")
+    page.click("#write")
+    page.wait("#notice")
+    texts(page, elsewhere) if elsewhere != "[data-mode=chat]" else page.click(elsewhere)
+    page.wait(lambda: not page.visible("#notice"))
+
+
 def test_while_the_model_loads_the_page_says_so_and_becomes_ready_by_itself(host, checkpoint, served, browser, size):
     late = Host(str(checkpoint), "cpu", "float32", slots=2)
     browser.open(served(late), **size)

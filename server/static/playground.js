@@ -51,7 +51,7 @@ const account = new Account(() => {
   enter();
 });
 const sheet = new Sheet({
-  again: (turn) => write(() => story.again(turn)),
+  again: (turn) => write((mine) => mine.again(turn)),
   branch,
   choose: (turn) => story.choose(turn),
   curl: (turn) => copyCurl(turn),
@@ -161,14 +161,13 @@ function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").chec
   return made;
 }
 
-/** Has a turn written, and says how it went. What was typed comes back if nothing came of it. */
-async function write(work, typed = "", shown = []) {
+/** Has a turn written in the text that is open, and says how it went. What was typed comes back if nothing came of it. */
+async function write(work, typed = "", shown = [], mine = story) {
   hideNotice();
-  const mine = story;
   try {
     settings.values();
     announce("Writing.");
-    await account.with(work);
+    await account.with(() => work(mine));
     announce(mine.last.state === "stopped" ? "Stopped." : `Done. ${clip(mine.last.writing.text, 1000)}`);
   } catch (error) {
     const lost = error.input ?? (error.status === undefined ? typed : "");
@@ -183,7 +182,7 @@ async function write(work, typed = "", shown = []) {
       fail(error, () => {
         if ($("prompt").value === lost) $("prompt").value = "";
         if (tray.media === media) tray.take();
-        write(error.again ?? work, typed, shown);
+        write(error.again ?? work, typed, shown, mine);
       });
     }
   }
@@ -223,7 +222,7 @@ async function submit() {
   if (mode === "chat" && !text.trim() && !tray.media.length) return $("prompt").focus();
   const shown = mode === "chat" ? tray.take() : [];
   $("prompt").value = "";
-  await write(() => story.go(text, shown), text, shown);
+  await write((mine) => mine.go(text, shown), text, shown);
 }
 
 /** The usual question about what is in the tray stands where you type, until you type another. */
@@ -246,7 +245,7 @@ function receive(event, files) {
 }
 
 function branch(turn, at, alternative) {
-  return write(() => story.branch(turn, at, alternative, model()?.eot_id));
+  return write((mine) => mine.branch(turn, at, alternative, model()?.eot_id));
 }
 
 async function scoreText(text) {
@@ -265,7 +264,7 @@ async function scoreText(text) {
 function continueScored(text, tokens) {
   setMode("write");
   startOver();
-  return write(() => story.begin(text, tokens));
+  return write((mine) => mine.begin(text, tokens));
 }
 
 // ---- curl
@@ -297,6 +296,7 @@ function copyCurl(turn) {
 
 function setMode(next) {
   recorder.stop();
+  hideNotice();
   mode = next;
   for (const tab of document.querySelectorAll("[data-mode]")) tab.setAttribute("aria-pressed", String(tab.dataset.mode === mode));
   if (mode !== "score" && story.mode !== mode) {
@@ -309,6 +309,7 @@ function setMode(next) {
 }
 
 function startOver() {
+  hideNotice();
   story?.stop();
   story = newStory();
   shelf.mark(null);
@@ -425,7 +426,7 @@ function wire() {
     describe(model());
   });
   for (const text of STARTERS) {
-    $("starters").append(h("button", { type: "button", class: "chip", onclick: () => ready && write(() => story.go(text)) }, text));
+    $("starters").append(h("button", { type: "button", class: "chip", onclick: () => ready && write((mine) => mine.go(text)) }, text));
   }
 }
 
