@@ -491,6 +491,22 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
 
 
+def test_a_conversation_that_was_deleted_does_not_come_back(page, address):
+    page = page()
+    page.click("[data-mode=chat]")
+    write(page, "Hello")
+    page.js("scrollTo(0, 0)")
+    page.click("[data-mode=write]")
+    texts(page, "#shelf .remove")
+    page.click("#shelf .remove")
+    page.wait(lambda: not page.all("#shelf li"))
+    close_panel(page)
+    page.click("[data-mode=chat]")
+    page.wait("#welcome")
+    write(page, "Hi")
+    assert kept(address) == [[("Hi", STORY[:40].decode())]]
+
+
 @pytest.mark.slow
 def test_a_text_need_not_be_kept(page, address):
     page = page()

@@ -328,6 +328,7 @@ async function openText(base, read) {
 }
 
 function removed(base) {
+  for (const each of ["write", "chat"]) if (others[each]?.name === base) delete others[each];
   if (base === story.name) startOver();
 }
 
