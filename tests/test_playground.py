@@ -838,6 +838,28 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(host, served, browser, siz
     assert browser.js("return sessionStorage.credentials") is None
 
 
+FORBIDDEN = """
+    const forbidden = { get() { throw new DOMException("no site data", "SecurityError"); } };
+    for (const store of ["localStorage", "sessionStorage"]) Object.defineProperty(window, store, forbidden);
+"""
+
+
+def test_where_the_browser_keeps_nothing_the_pages_do_their_work(host, served, browser, size):
+    address = served(host, api_keys=("key-1",))
+    browser.before(FORBIDDEN)
+    for path in ("/training", "/"):
+        browser.open(address + path, **size)
+        browser.wait("#account")
+        browser.fill("#key", "key-1")
+        browser.press("ENTER")
+        browser.wait(lambda: not browser.visible("#account"))
+        browser.click("#theme-button")
+        assert browser.one("#theme-button").get_attribute("aria-pressed") == "true"
+    browser.wait(lambda: "parameters" in browser.text("#model"))
+    write(browser)
+    assert "40 tokens" in browser.text(".meta")
+
+
 def test_a_login(host, served, browser, monkeypatch, size):
     monkeypatch.setattr(passwords, "HASHES", passwords.HASHES.copy(pbkdf2_sha256__rounds=1000))
     address = served(host, users="eva:pa:ss", jwt_secret="0123456789abcdef" * 2)
