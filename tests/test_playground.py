@@ -491,6 +491,32 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
 
 
+def test_older_texts_that_cannot_be_had_are_told_and_asked_for_again(page, browser):
+    browser.before("""
+        const real = window.fetch.bind(window);
+        const statuses = [500, 401, 200];
+        const text = (session_id) => ({ session_id, turns: 1, prompt: session_id, text: "", used: 5 });
+        window.fetch = (path, request) => {
+            if (path === "/v1/sessions") return Response.json({ sessions: [text("write-new")], next: 5 });
+            if (!path.startsWith("/v1/sessions?")) return real(path, request);
+            const [status] = statuses.splice(0, 1);
+            return Response.json({ error: { message: "not now." }, sessions: [text("write-old")], next: null }, { status });
+        };
+    """)
+    page = page()
+    page.wait(lambda: page.text("#shelf .text-title") == "write-new")
+    texts(page, "#shelf-more")
+    page.wait("#notice")
+    assert "The server failed" in page.text("#notice")
+    close_panel(page)
+    page.click("#notice .small")
+    page.wait("#account")
+    page.fill("#key", "any")
+    page.press("ENTER")
+    page.wait(lambda: page.text("#shelf .text-title") == "write-newwrite-old")
+    assert page.js("return document.querySelector('#shelf-more').hidden")
+
+
 def test_a_conversation_that_was_deleted_does_not_come_back(page, address):
     page = page()
     page.click("[data-mode=chat]")

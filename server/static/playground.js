@@ -56,7 +56,7 @@ const sheet = new Sheet({
   choose: (turn) => story.choose(turn),
   curl: (turn) => copyCurl(turn),
 });
-const shelf = new Shelf({ open: openText, removed, failed: fail });
+const shelf = new Shelf({ with: (work) => account.with(work), open: openText, removed, failed: fail });
 const tray = new Tray({ takes, changed: suggest, refused: showNotice });
 const recorder = new Recorder({ most: () => model().audio_seconds, heard: (file) => tray.add([file]), refused: showNotice });
 const readiness = new Readiness({ ready: enter, waiting });
