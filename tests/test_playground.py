@@ -485,6 +485,8 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     assert sorted(each["turns"] for each in kept) == [2, 3], "it went on in the session of the branch that is shown"
     assert page.text("#turns .prose").startswith(first + " and on ")
     texts(page, "#shelf .remove")
+    told = page.one("#shelf .remove").get_attribute("aria-label")
+    assert told == page.text("#announce") == f"Press again to delete: {page.text('#shelf .text-title')}"
     page.click("#shelf .remove")  # the second press means it
     page.wait(lambda: not page.all("#shelf li"))
     page.wait("#welcome") if size is DESK else None

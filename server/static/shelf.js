@@ -1,7 +1,7 @@
 // The texts that the server keeps for you: each with all its branches, to open and to delete.
 
 import { call } from "./api.js";
-import { $, clip, h, number } from "./dom.js";
+import { $, announce, clip, h, number } from "./dom.js";
 import { baseOf } from "./story.js";
 
 const SHOWN = 120; // characters of a beginning, as many as the server tells
@@ -75,11 +75,17 @@ export class Shelf {
       h("span", { class: "text-title" }, title),
       h("span", { class: "soft small-print" }, told.filter(Boolean).join(" · ")),
     );
-    const remove = h("button", { type: "button", class: "quiet small remove", "aria-label": `Delete: ${title}` }, "✕");
+    const remove = h("button", { type: "button", class: "quiet small remove" });
+    const show = (sign, told) => {
+      remove.textContent = sign;
+      remove.setAttribute("aria-label", `${told}: ${title}`);
+    };
+    show("✕", "Delete");
     remove.addEventListener("click", () => {
       if (remove.textContent === "Delete?") return this.attempt(() => this.remove(base, sessions));
-      remove.textContent = "Delete?"; // a second press means it
-      setTimeout(() => (remove.textContent = "✕"), 3000);
+      show("Delete?", "Press again to delete"); // a second press means it
+      announce(remove.getAttribute("aria-label"));
+      setTimeout(() => show("✕", "Delete"), 3000);
     });
     return h("li", {}, open, remove);
   }
