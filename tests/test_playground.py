@@ -980,6 +980,23 @@ def test_too_many_requests_are_told_with_the_time_to_wait(host, served, browser,
     assert "Try again in" in again.text and not again.is_enabled()
 
 
+def test_the_countdown_is_not_read_aloud(page):
+    page = page()
+    instead(page, "return Response.json({ error: { message: 'too many.' } }, { status: 429, headers: { 'retry-after': '60' } })")
+    page.click("#starters button")
+    page.wait("#notice .small")
+    assert page.text("#notice [role=alert]") == "Too many requests just nowToo many." and not page.all("[role=alert] button")
+    counted = """
+        const [told] = arguments;
+        const counted = [];
+        new MutationObserver(() => counted.push(document.querySelector("#notice .small").textContent))
+            .observe(document.querySelector("#notice"), { subtree: true, childList: true, characterData: true });
+        setTimeout(() => told(counted), 1500);
+    """
+    counted = page.driver.execute_async_script(counted)
+    assert counted and len(counted) == len(set(counted)), "a second is told once"
+
+
 REFUSED = "return Response.json({ error: { message: 'it broke.' } }, { status: 503 })"
 
 
