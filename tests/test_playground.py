@@ -535,6 +535,20 @@ def test_a_conversation_that_was_deleted_does_not_come_back(page, address):
     assert kept(address) == [[("Hi", STORY[:40].decode())]]
 
 
+def test_a_text_that_is_deleted_while_it_is_written_stays_deleted(page, address):
+    page = page()
+    write(page)
+    setting(page, "max_new_tokens", 4000)
+    page.fill("#prompt", " and so ")
+    page.click("#write")
+    page.wait(lambda: len(page.all(".t")) > 60)
+    texts(page, "#shelf .remove")
+    page.click("#shelf .remove")
+    page.wait(lambda: page.js("return !document.querySelector('#welcome').hidden"))
+    page.wait(lambda: page.text("#announce") == "Stopped.")
+    assert kept(address) == [] and not page.all("#shelf li")
+
+
 @pytest.mark.slow
 def test_a_text_need_not_be_kept(page, address):
     page = page()

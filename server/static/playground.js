@@ -327,7 +327,13 @@ async function openText(base, read) {
   drawComposer();
 }
 
+/** A text that was deleted is open no more, and what is being written in it is not kept again. */
 function removed(base) {
+  for (const each of [story, ...Object.values(others)]) {
+    if (each.name !== base) continue;
+    each.kept = false;
+    each.stop();
+  }
   for (const each of ["write", "chat"]) if (others[each]?.name === base) delete others[each];
   if (base === story.name) startOver();
 }
