@@ -275,6 +275,7 @@ def test_a_microphone_that_comes_too_late_is_given_back(page, leave):
     page.js("go()")
     page.wait(lambda: page.js("return window.tracks.every((track) => track.readyState === 'ended')"))
     assert not page.all("#record[aria-pressed=true]") and not page.visible("#notice")
+    assert page.text("#announce") == "", "nothing was recorded"
 
 
 def test_a_recording_may_be_stopped_before_it_begins(page):
