@@ -485,10 +485,68 @@ def test_texts_are_kept_opened_again_with_their_branches_and_deleted(page, addre
     assert sorted(each["turns"] for each in kept) == [2, 3], "it went on in the session of the branch that is shown"
     assert page.text("#turns .prose").startswith(first + " and on ")
     texts(page, "#shelf .remove")
+    told = page.one("#shelf .remove").get_attribute("aria-label")
+    assert told == page.text("#announce") == f"Press again to delete: {page.text('#shelf .text-title')}"
     page.click("#shelf .remove")  # the second press means it
     page.wait(lambda: not page.all("#shelf li"))
     page.wait("#welcome") if size is DESK else None
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
+
+
+def test_older_texts_that_cannot_be_had_are_told_and_asked_for_again(page, browser):
+    browser.before("""
+        const real = window.fetch.bind(window);
+        const statuses = [500, 401, 200];
+        const text = (session_id) => ({ session_id, turns: 1, prompt: session_id, text: "", used: 5 });
+        window.fetch = (path, request) => {
+            if (path === "/v1/sessions") return Response.json({ sessions: [text("write-new")], next: 5 });
+            if (!path.startsWith("/v1/sessions?")) return real(path, request);
+            const [status] = statuses.splice(0, 1);
+            return Response.json({ error: { message: "not now." }, sessions: [text("write-old")], next: null }, { status });
+        };
+    """)
+    page = page()
+    page.wait(lambda: page.text("#shelf .text-title") == "write-new")
+    texts(page, "#shelf-more")
+    page.wait("#notice")
+    assert "The server failed" in page.text("#notice")
+    close_panel(page)
+    page.click("#notice .small")
+    page.wait("#account")
+    page.fill("#key", "any")
+    page.press("ENTER")
+    page.wait(lambda: page.text("#shelf .text-title") == "write-newwrite-old")
+    assert page.js("return document.querySelector('#shelf-more').hidden")
+
+
+def test_a_conversation_that_was_deleted_does_not_come_back(page, address):
+    page = page()
+    page.click("[data-mode=chat]")
+    write(page, "Hello")
+    page.js("scrollTo(0, 0)")
+    page.click("[data-mode=write]")
+    texts(page, "#shelf .remove")
+    page.click("#shelf .remove")
+    page.wait(lambda: not page.all("#shelf li"))
+    close_panel(page)
+    page.click("[data-mode=chat]")
+    page.wait("#welcome")
+    write(page, "Hi")
+    assert kept(address) == [[("Hi", STORY[:40].decode())]]
+
+
+def test_a_text_that_is_deleted_while_it_is_written_stays_deleted(page, address):
+    page = page()
+    write(page)
+    setting(page, "max_new_tokens", 4000)
+    page.fill("#prompt", " and so ")
+    page.click("#write")
+    page.wait(lambda: len(page.all(".t")) > 60)
+    texts(page, "#shelf .remove")
+    page.click("#shelf .remove")
+    page.wait(lambda: page.js("return !document.querySelector('#welcome').hidden"))
+    page.wait(lambda: page.text("#announce") == "Stopped.")
+    assert kept(address) == [] and not page.all("#shelf li")
 
 
 @pytest.mark.slow
@@ -502,6 +560,112 @@ def test_a_text_need_not_be_kept(page, address):
     assert "session_id" not in first
     assert second["prompt"] == f"Once {STORY[:40].decode()} and so "
     assert httpx.get(f"{address}/v1/sessions").json()["sessions"] == []
+
+
+def kept(address: str) -> list[list[tuple[str, str]]]:
+    """The turns of each session, the one used last first."""
+    listed = httpx.get(f"{address}/v1/sessions").json()["sessions"]
+    read = [httpx.get(f"{address}/v1/sessions/{each['session_id']}").json()["turns"] for each in listed]
+    return [[(turn["prompt"], turn["text"]) for turn in turns] for turns in read]
+
+
+def instead(page: Browser, script: str) -> None:
+    """Answers the requests for texts in the server's place, with a function's body that may ask the server: `real(path, request)`."""
+    page.js(f"""
+        const real = window.fetch.bind(window);
+        window.fetch = (path, request) => (path === "/v1/generate" ? (async () => {{ {script} }})() : real(path, request));
+        window.honest = () => (window.fetch = real);
+    """)
+
+
+UNTIL_STOPPED = "return new Promise((_, no) => request.signal.addEventListener('abort', () => no(request.signal.reason)))"
+
+
+def test_what_is_stopped_before_it_begins_was_never_there(page, address):
+    page = page()
+    instead(page, UNTIL_STOPPED)
+    page.fill("#prompt", "Once")
+    page.click("#write")
+    page.wait("#stop")
+    page.click("#stop")
+    page.wait(lambda: page.one("#prompt").get_attribute("value") == "Once")
+    assert page.visible("#welcome") and not page.visible("#notice")
+    page.js("honest()")
+    write(page, " more")
+    write(page, " and so ")
+    assert kept(address) == [[("Once more", STORY[:40].decode()), (" and so ", STORY[:40].decode())]]
+    instead(page, UNTIL_STOPPED)
+    page.click(next(button for button in page.all(".actions button") if button.text == "Try again"))
+    page.wait("#stop")
+    page.click("#stop")
+    written(page)
+    assert not page.all(".branches") and page.one("#prompt").get_attribute("value") == "", "what was given is still there"
+
+
+def test_a_text_whose_connection_broke_can_be_tried_again_and_continued(page, address):
+    page = page()
+    instead(page, """
+        const stream = (await real(path, request)).body.getReader();
+        const { value } = await stream.read();
+        stream.cancel();
+        return new Response(value);
+    """)
+    page.fill("#prompt", "Once")
+    setting(page, "max_new_tokens", 4000)
+    page.click("#write")
+    page.wait("#notice")
+    assert "The connection broke off" in page.text("#notice")
+    begun = page.text(".model")
+    assert begun and STORY.decode().startswith(begun)
+    page.js("honest()")
+    setting(page, "max_new_tokens", 40)
+    page.click("#notice .small")
+    written(page, branches=2)
+    assert page.text("#turns .yours") == "Once", "the same is asked once more, and not behind what there is"
+    page.click(page.all(".branches .chip")[0])
+    page.wait(lambda: page.text(".model") == begun)
+    write(page, " and so ")
+    assert kept(address)[0] == [("Once", begun), (" and so ", STORY[:40].decode())]
+    assert not page.visible("#notice")
+
+
+def test_a_text_that_ends_before_it_begins_can_be_continued(page, address):
+    page = page()
+
+    def ends(word: str) -> bool:
+        return any(top["id"] == EOT for top in generate(address, prompt=word, max_new_tokens=1)["tokens"][0]["top"])
+
+    write(page, next(word for word in "abcdefghijklmnopqrstuvwxyz" if ends(word)))
+    page.click(page.all(".t")[0])
+    page.click(next(each for each in page.all(".alternative") if each.get_attribute("aria-label").startswith("end of text")))
+    page.wait(lambda: page.text(".model") == "")
+    write(page, " and so ")
+    assert [text for _, text in kept(address)[0]] == ["", STORY[:40].decode()]
+
+
+@pytest.mark.parametrize("heard", [0, 1], ids=["nothing", "a beginning"])
+def test_a_text_that_ends_as_it_is_stopped_is_there_once(page, address, heard):
+    page = page()
+    instead(page, f"""
+        const whole = await (await real(path, {{ ...request, signal: undefined }})).bytes();
+        const first = whole.indexOf(10) + 2;
+        return new Response(new ReadableStream({{
+            start(told) {{
+                told.enqueue(whole.slice(0, {heard} * first));
+                request.signal.addEventListener("abort", () => told.error(request.signal.reason));
+                window.ended = true;
+            }},
+        }}));
+    """)
+    page.fill("#prompt", "Once")
+    setting(page, "max_new_tokens", 40)
+    page.click("#write")
+    page.wait(lambda: page.js("return window.ended") and bool(page.text(".model")) == bool(heard))
+    page.click("#stop")
+    page.wait(lambda: page.text(".model") == STORY[:40].decode())
+    page.js("honest()")
+    write(page, " and so ")
+    assert kept(address) == [[("Once", STORY[:40].decode()), (" and so ", STORY[:40].decode())]]
 
 
 @pytest.mark.slow
@@ -716,6 +880,28 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(host, served, browser, siz
     assert browser.js("return sessionStorage.credentials") is None
 
 
+FORBIDDEN = """
+    const forbidden = { get() { throw new DOMException("no site data", "SecurityError"); } };
+    for (const store of ["localStorage", "sessionStorage"]) Object.defineProperty(window, store, forbidden);
+"""
+
+
+def test_where_the_browser_keeps_nothing_the_pages_do_their_work(host, served, browser, size):
+    address = served(host, api_keys=("key-1",))
+    browser.before(FORBIDDEN)
+    for path in ("/training", "/"):
+        browser.open(address + path, **size)
+        browser.wait("#account")
+        browser.fill("#key", "key-1")
+        browser.press("ENTER")
+        browser.wait(lambda: not browser.visible("#account"))
+        browser.click("#theme-button")
+        assert browser.one("#theme-button").get_attribute("aria-pressed") == "true"
+    browser.wait(lambda: "parameters" in browser.text("#model"))
+    write(browser)
+    assert "40 tokens" in browser.text(".meta")
+
+
 def test_a_login(host, served, browser, monkeypatch, size):
     monkeypatch.setattr(passwords, "HASHES", passwords.HASHES.copy(pbkdf2_sha256__rounds=1000))
     address = served(host, users="eva:pa:ss", jwt_secret="0123456789abcdef" * 2)
@@ -806,6 +992,56 @@ def test_too_many_requests_are_told_with_the_time_to_wait(host, served, browser,
     assert "Too many requests" in browser.text("#notice")
     again = browser.one("#notice .small")
     assert "Try again in" in again.text and not again.is_enabled()
+
+
+def test_the_countdown_is_not_read_aloud(page):
+    page = page()
+    instead(page, "return Response.json({ error: { message: 'too many.' } }, { status: 429, headers: { 'retry-after': '60' } })")
+    page.click("#starters button")
+    page.wait("#notice .small")
+    assert page.text("#notice [role=alert]") == "Too many requests just nowToo many." and not page.all("[role=alert] button")
+    counted = """
+        const [told] = arguments;
+        const counted = [];
+        new MutationObserver(() => counted.push(document.querySelector("#notice .small").textContent))
+            .observe(document.querySelector("#notice"), { subtree: true, childList: true, characterData: true });
+        setTimeout(() => told(counted), 1500);
+    """
+    counted = page.driver.execute_async_script(counted)
+    assert counted and len(counted) == len(set(counted)), "a second is told once"
+
+
+REFUSED = "return Response.json({ error: { message: 'it broke.' } }, { status: 503 })"
+
+
+def test_trying_again_writes_the_text_that_failed_whatever_is_open_by_then(page):
+    page = page()
+    instead(page, f"await new Promise((go) => (window.go = go)); {REFUSED}")
+    page.fill("#prompt", "Once")
+    page.click("#write")
+    page.wait("#stop")
+    page.click("[data-mode=chat]")
+    page.js("go()")
+    page.wait("#notice .small:enabled")
+    page.js("honest()")
+    page.click("#notice .small")
+    page.click("[data-mode=write]")
+    written(page)
+    assert page.text(".yours") == "Once"
+    page.click("[data-mode=chat]")
+    assert page.visible("#welcome") and page.one("#prompt").get_attribute("value") == ""
+
+
+@pytest.mark.parametrize("elsewhere", ["#new-text", "[data-mode=chat]", "#shelf .text"])
+def test_a_notice_goes_with_the_text_that_it_is_about(page, elsewhere):
+    page = page()
+    write(page)
+    instead(page, REFUSED)
+    page.fill("#prompt", "more")
+    page.click("#write")
+    page.wait("#notice")
+    texts(page, elsewhere) if elsewhere != "[data-mode=chat]" else page.click(elsewhere)
+    page.wait(lambda: not page.visible("#notice"))
 
 
 def test_while_the_model_loads_the_page_says_so_and_becomes_ready_by_itself(host, checkpoint, served, browser, size):

@@ -257,6 +257,44 @@ def test_the_message_waits_for_what_is_being_recorded(page):
     assert page.all(".yours audio")
 
 
+@pytest.mark.parametrize("leave", ["ESCAPE", "[data-mode=write]"])
+def test_a_microphone_that_comes_too_late_is_given_back(page, leave):
+    page = page()
+    page.js("""
+        const real = MediaDevices.prototype.getUserMedia;
+        MediaDevices.prototype.getUserMedia = async function (wanted) {
+            const stream = await real.call(this, wanted);
+            window.tracks = stream.getTracks();
+            await new Promise((go) => (window.go = go));
+            return stream;
+        };
+    """)
+    page.click("#record")
+    page.wait(lambda: page.js("return 'go' in window"))
+    page.press(leave) if leave == "ESCAPE" else page.click(leave)
+    page.js("go()")
+    page.wait(lambda: page.js("return window.tracks.every((track) => track.readyState === 'ended')"))
+    assert not page.all("#record[aria-pressed=true]") and not page.visible("#notice")
+    assert page.text("#announce") == "", "nothing was recorded"
+
+
+def test_a_recording_may_be_stopped_before_it_begins(page):
+    page = page()
+    page.js("""
+        const real = AudioWorklet.prototype.addModule;
+        AudioWorklet.prototype.addModule = async function (path) {
+            await new Promise((go) => (window.go = go));
+            await real.call(this, path).finally(() => (window.gone = true));
+        };
+    """)
+    page.click("#record")
+    page.wait(lambda: page.js("return 'go' in window"))
+    page.press("ESCAPE")
+    page.js("go()")
+    page.wait(lambda: page.js("return window.gone"))
+    assert page.visible("#record[aria-pressed=false]:enabled") and not page.visible("#notice")
+
+
 def test_what_cannot_be_shown_is_told(page, files):
     page = page()
     drop(page, files / "notes.pdf")

@@ -7,12 +7,24 @@ export class ApiError extends Error {
   }
 }
 
+const store = storeOfTab();
+
 /** Key or token. It lives in this tab's sessionStorage and nowhere else, and goes into headers only. */
 export const credentials = {
-  get: () => JSON.parse(sessionStorage.getItem("credentials") ?? "null"),
-  set: (kind, secret, name = "") => sessionStorage.setItem("credentials", JSON.stringify({ kind, secret, name })),
-  clear: () => sessionStorage.removeItem("credentials"),
+  get: () => JSON.parse(store.getItem("credentials") ?? "null"),
+  set: (kind, secret, name = "") => store.setItem("credentials", JSON.stringify({ kind, secret, name })),
+  clear: () => store.removeItem("credentials"),
 };
+
+/** The tab's sessionStorage; where the browser forbids it, something that holds as long as the page is open. */
+function storeOfTab() {
+  try {
+    return sessionStorage;
+  } catch {
+    const kept = new Map();
+    return { getItem: (name) => kept.get(name), setItem: (name, value) => kept.set(name, value), removeItem: (name) => kept.delete(name) };
+  }
+}
 
 function headers(body) {
   const known = credentials.get();

@@ -9,7 +9,8 @@ export function hideNotice() {
   clearInterval(countdown);
   delete $("notice").dataset.of;
   $("notice").hidden = true;
-  $("notice").replaceChildren();
+  $("notice-text").replaceChildren();
+  $("notice").replaceChildren($("notice-text"));
 }
 
 /**
@@ -22,14 +23,13 @@ export function showError(error, again) {
   showNotice(title, text, again && (retry || wait) ? { label: "Try again", act: again, wait } : null);
 }
 
-/** Shows a title, a text, and a button that can be pressed after so many seconds. */
+/** Shows a title, a text, and a button that can be pressed after so many seconds: it counts them beside what is read aloud. */
 export function showNotice(title, text, button = null) {
   hideNotice();
-  const parts = [h("div", {}, h("strong", {}, title), h("p", {}, text))];
-  if (button) parts.push(waitingButton(button));
-  parts.push(h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", onclick: hideNotice }, "✕"));
-  $("notice").replaceChildren(...parts);
+  if (button) $("notice").append(waitingButton(button));
+  $("notice").append(h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", onclick: hideNotice }, "✕"));
   $("notice").hidden = false;
+  $("notice-text").replaceChildren(h("strong", {}, title), h("p", {}, text));
 }
 
 function waitingButton({ label, act, wait = 0 }) {
@@ -42,7 +42,8 @@ function waitingButton({ label, act, wait = 0 }) {
   const tick = () => {
     const left = Math.ceil((end - performance.now()) / 1000);
     button.disabled = left > 0;
-    button.textContent = left > 0 ? `${label} in ${left} s` : label;
+    const text = left > 0 ? `${label} in ${left} s` : label;
+    if (button.textContent !== text) button.textContent = text;
     if (left <= 0) clearInterval(countdown);
   };
   countdown = setInterval(tick, 250);

@@ -51,12 +51,12 @@ const account = new Account(() => {
   enter();
 });
 const sheet = new Sheet({
-  again: (turn) => write(() => story.again(turn)),
+  again: (turn) => write((mine) => mine.again(turn)),
   branch,
   choose: (turn) => story.choose(turn),
   curl: (turn) => copyCurl(turn),
 });
-const shelf = new Shelf({ open: openText, removed, failed: fail });
+const shelf = new Shelf({ with: (work) => account.with(work), open: openText, removed, failed: fail });
 const tray = new Tray({ takes, changed: suggest, refused: showNotice });
 const recorder = new Recorder({ most: () => model().audio_seconds, heard: (file) => tray.add([file]), refused: showNotice });
 const readiness = new Readiness({ ready: enter, waiting });
@@ -161,25 +161,30 @@ function newStory(of = mode === "chat" ? "chat" : "write", kept = $("keep").chec
   return made;
 }
 
-/** Has a turn written, and says how it went. What was typed comes back if nothing came of it. */
-async function write(work, typed = "", shown = []) {
+/** Has a turn written in the text that is open, and says how it went. What was typed comes back if nothing came of it. */
+async function write(work, typed = "", shown = [], mine = story) {
   hideNotice();
-  const mine = story;
   try {
     settings.values();
     announce("Writing.");
-    await account.with(work);
+    await account.with(() => work(mine));
     announce(mine.last.state === "stopped" ? "Stopped." : `Done. ${clip(mine.last.writing.text, 1000)}`);
   } catch (error) {
     const lost = error.input ?? (error.status === undefined ? typed : "");
     const media = error.media ?? (error.status === undefined ? shown : []);
-    $("prompt").value ||= lost;
-    if (media.length) tray.put(media);
-    fail(error, () => {
-      if ($("prompt").value === lost) $("prompt").value = "";
-      if (tray.media === media) tray.take();
-      write(work, typed, shown);
-    });
+    const stopped = error.name === "AbortError"; // before anything came
+    if (!stopped || mine === story) {
+      $("prompt").value ||= lost;
+      if (media.length) tray.put(media);
+    }
+    if (stopped) announce("Stopped.");
+    else {
+      fail(error, () => {
+        if ($("prompt").value === lost) $("prompt").value = "";
+        if (tray.media === media) tray.take();
+        write(error.again ?? work, typed, shown, mine);
+      });
+    }
   }
   keepNote(mine);
   drawComposer();
@@ -217,7 +222,7 @@ async function submit() {
   if (mode === "chat" && !text.trim() && !tray.media.length) return $("prompt").focus();
   const shown = mode === "chat" ? tray.take() : [];
   $("prompt").value = "";
-  await write(() => story.go(text, shown), text, shown);
+  await write((mine) => mine.go(text, shown), text, shown);
 }
 
 /** The usual question about what is in the tray stands where you type, until you type another. */
@@ -240,7 +245,7 @@ function receive(event, files) {
 }
 
 function branch(turn, at, alternative) {
-  return write(() => story.branch(turn, at, alternative, model()?.eot_id));
+  return write((mine) => mine.branch(turn, at, alternative, model()?.eot_id));
 }
 
 async function scoreText(text) {
@@ -259,7 +264,7 @@ async function scoreText(text) {
 function continueScored(text, tokens) {
   setMode("write");
   startOver();
-  return write(() => story.begin(text, tokens));
+  return write((mine) => mine.begin(text, tokens));
 }
 
 // ---- curl
@@ -291,6 +296,7 @@ function copyCurl(turn) {
 
 function setMode(next) {
   recorder.stop();
+  hideNotice();
   mode = next;
   for (const tab of document.querySelectorAll("[data-mode]")) tab.setAttribute("aria-pressed", String(tab.dataset.mode === mode));
   if (mode !== "score" && story.mode !== mode) {
@@ -303,6 +309,7 @@ function setMode(next) {
 }
 
 function startOver() {
+  hideNotice();
   story?.stop();
   story = newStory();
   shelf.mark(null);
@@ -320,7 +327,14 @@ async function openText(base, read) {
   drawComposer();
 }
 
+/** A text that was deleted is open no more, and what is being written in it is not kept again. */
 function removed(base) {
+  for (const each of [story, ...Object.values(others)]) {
+    if (each.name !== base) continue;
+    each.kept = false;
+    each.stop();
+  }
+  for (const each of ["write", "chat"]) if (others[each]?.name === base) delete others[each];
   if (base === story.name) startOver();
 }
 
@@ -419,7 +433,7 @@ function wire() {
     describe(model());
   });
   for (const text of STARTERS) {
-    $("starters").append(h("button", { type: "button", class: "chip", onclick: () => ready && write(() => story.go(text)) }, text));
+    $("starters").append(h("button", { type: "button", class: "chip", onclick: () => ready && write((mine) => mine.go(text)) }, text));
   }
 }
 

@@ -12,7 +12,7 @@ export class Recorder {
   /** @param {object} does most(): seconds that the model hears; heard(file) at the end; refused(title, text) */
   constructor(does) {
     this.does = does;
-    this.running = null;
+    this.running = null; // what is being recorded, from the moment in which the microphone is asked for
     $("record").addEventListener("click", () => (this.running ? this.stop() : this.start()));
   }
 
@@ -21,25 +21,28 @@ export class Recorder {
       return this.does.refused("No microphone here", "Browsers lend it to pages of this machine, and to those with https.");
     }
     $("record").disabled = true; // until the person has answered the browser
+    const mine = { pieces: [], length: 0 };
+    this.running = mine;
     try {
-      const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-      const context = new AudioContext();
-      this.running = { stream, context, pieces: [], length: 0 };
-      await context.audioWorklet.addModule("/static/listener.js");
-      const listener = new AudioWorkletNode(context, "listener", { numberOfOutputs: 0 });
-      listener.port.onmessage = ({ data }) => this.hear(data);
-      context.createMediaStreamSource(stream).connect(listener);
+      mine.stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+      if (this.running !== mine) return release(mine); // it was stopped meanwhile
+      mine.context = new AudioContext();
+      await mine.context.audioWorklet.addModule("/static/listener.js");
+      if (this.running !== mine) return;
+      const listener = new AudioWorkletNode(mine.context, "listener", { numberOfOutputs: 0 });
+      listener.port.onmessage = ({ data }) => this.hear(mine, data);
+      mine.context.createMediaStreamSource(mine.stream).connect(listener);
       announce("Recording.");
     } catch (error) {
+      if (this.running !== mine) return; // nobody waits for it any more
       this.end();
       this.does.refused("Nothing was recorded", REASONS[error.name] ?? error.message);
     }
     this.draw();
   }
 
-  hear(samples) {
-    const { running } = this;
-    if (!running) return;
+  hear(running, samples) {
+    if (this.running !== running) return; // it was stopped while this was on its way
     running.pieces.push(samples);
     running.length += samples.length;
     this.draw();
@@ -55,6 +58,7 @@ export class Recorder {
     if (!running) return;
     this.end();
     this.draw();
+    if (!running.length) return;
     const { sampleRate } = running.context;
     const samples = new Float32Array(running.length);
     let at = 0;
@@ -62,15 +66,13 @@ export class Recorder {
       samples.set(piece, at);
       at += piece.length;
     }
-    if (!at) return;
     const file = wav(samples.subarray(0, Math.floor(this.does.most() * sampleRate)), sampleRate);
     this.does.heard(new File([file], "recording.wav", { type: "audio/wav" }));
   }
 
   /** Gives the microphone back. */
   end() {
-    for (const track of this.running?.stream.getTracks() ?? []) track.stop();
-    this.running?.context.close();
+    release(this.running);
     this.running = null;
   }
 
@@ -81,6 +83,12 @@ export class Recorder {
     $("record").setAttribute("aria-label", running ? "Stop recording" : "Record a sound");
     $("recorded").textContent = running ? `${(running.length / running.context.sampleRate).toFixed(1)} s` : "";
   }
+}
+
+/** Gives back what a recording has taken by now. */
+function release({ stream, context }) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  context?.close();
 }
 
 /** Samples within -1 to 1 as a WAV file. */

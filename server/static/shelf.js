@@ -1,20 +1,29 @@
 // The texts that the server keeps for you: each with all its branches, to open and to delete.
 
 import { call } from "./api.js";
-import { $, clip, h, number } from "./dom.js";
+import { $, announce, clip, h, number } from "./dom.js";
 import { baseOf } from "./story.js";
 
 const SHOWN = 120; // characters of a beginning, as many as the server tells
 const MOST_BRANCHES = 12; // of one text that are fetched, the newest
 
 export class Shelf {
-  /** @param {object} does open(base, sessions), removed(base), failed(error) */
+  /** @param {object} does with(work): with the credentials that work needs; open(base, sessions), removed(base), failed(error, again) */
   constructor(does) {
     this.does = does;
     this.sessions = [];
     this.next = null;
     this.current = null;
-    $("shelf-more").addEventListener("click", () => this.fetch(this.next));
+    $("shelf-more").addEventListener("click", () => this.attempt(() => this.fetch(this.next)));
+  }
+
+  /** Does what a person wanted; if it failed that is told, and can be tried again. */
+  async attempt(work) {
+    try {
+      await this.does.with(work);
+    } catch (error) {
+      this.does.failed(error, () => this.attempt(work));
+    }
   }
 
   /** Reads the list anew. */
@@ -59,45 +68,44 @@ export class Shelf {
     const begins = base.startsWith("chat-") || newest.prompt.length >= SHOWN ? newest.prompt : newest.prompt + newest.text;
     const title = clip(begins.replace(/\s+/g, " ").trim(), SHOWN) || "Without words";
     const told = [base.startsWith("chat-") ? "chat" : "", ago(newest.used), sessions.length > 1 ? `${sessions.length} branches` : ""];
+    const onclick = () => this.attempt(() => this.open(base, sessions));
     const open = h(
       "button",
-      { type: "button", class: "text", "aria-current": base === this.current ? "true" : null, onclick: () => this.open(base, sessions) },
+      { type: "button", class: "text", "aria-current": base === this.current ? "true" : null, onclick },
       h("span", { class: "text-title" }, title),
       h("span", { class: "soft small-print" }, told.filter(Boolean).join(" · ")),
     );
-    const remove = h("button", { type: "button", class: "quiet small remove", "aria-label": `Delete: ${title}` }, "✕");
+    const remove = h("button", { type: "button", class: "quiet small remove" });
+    const show = (sign, told) => {
+      remove.textContent = sign;
+      remove.setAttribute("aria-label", `${told}: ${title}`);
+    };
+    show("✕", "Delete");
     remove.addEventListener("click", () => {
-      if (remove.textContent === "Delete?") return this.remove(base, sessions);
-      remove.textContent = "Delete?"; // a second press means it
-      setTimeout(() => (remove.textContent = "✕"), 3000);
+      if (remove.textContent === "Delete?") return this.attempt(() => this.remove(base, sessions));
+      show("Delete?", "Press again to delete"); // a second press means it
+      announce(remove.getAttribute("aria-label"));
+      setTimeout(() => show("✕", "Delete"), 3000);
     });
     return h("li", {}, open, remove);
   }
 
   async open(base, sessions) {
-    try {
-      const newest = sessions.slice(0, MOST_BRANCHES).reverse();
-      const read = [];
-      for (const { session_id: name } of newest) read.push({ name, turns: await turnsOf(name) });
-      this.does.open(base, read);
-    } catch (error) {
-      this.does.failed(error, () => this.open(base, sessions));
-    }
+    const newest = sessions.slice(0, MOST_BRANCHES).reverse();
+    const read = [];
+    for (const { session_id: name } of newest) read.push({ name, turns: await turnsOf(name) });
+    this.does.open(base, read);
   }
 
   async remove(base, sessions) {
-    try {
-      for (const { session_id: name } of sessions) {
-        await call(`/v1/sessions/${name}`, { method: "DELETE" }).catch((error) => {
-          if (error.status !== 404) throw error; // gone is gone
-        });
-        this.sessions = this.sessions.filter((each) => each.session_id !== name);
-      }
-      this.draw();
-      this.does.removed(base);
-    } catch (error) {
-      this.does.failed(error, () => this.remove(base, sessions));
+    for (const { session_id: name } of sessions) {
+      await call(`/v1/sessions/${name}`, { method: "DELETE" }).catch((error) => {
+        if (error.status !== 404) throw error; // gone is gone
+      });
+      this.sessions = this.sessions.filter((each) => each.session_id !== name);
     }
+    this.draw();
+    this.does.removed(base);
   }
 
   mark(base) {

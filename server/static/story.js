@@ -9,7 +9,7 @@
 // Sessions hold text. Where pictures or sounds were shown, the page sends the whole conversation itself, so that the model goes on
 // seeing them, and has the turn kept afterwards, `[picture]` in a picture's place.
 
-import { ApiError, call, stream } from "./api.js";
+import { call, stream } from "./api.js";
 import { inWords } from "./media.js";
 import { Writing } from "./tokens.js";
 
@@ -153,10 +153,11 @@ export class Story {
     } catch (error) {
       turn.state = "stopped";
       if (error.name !== "AbortError") throw this.failed(turn, error);
+      if (!turn.writing.text && !(await this.remembered(turn))) throw this.failed(turn, error);
     } finally {
       turn.writing.close();
     }
-    if (turn.state === "stopped" || this.shows(turn)) await this.save(turn);
+    if (!turn.sessions.size) await this.save(turn); // a session holds by itself what was written in it to the end
   }
 
   async receive(turn, signal) {
@@ -221,15 +222,17 @@ export class Story {
     return turns;
   }
 
-  /** A turn that failed: what came of it stays; if nothing came it was never there. */
+  /**
+   * A turn that failed: what came of it stays; if nothing came it was never there. The error holds what was given, unless a
+   * branch shows it, and what trying again means where that is not the same as before.
+   */
   failed(turn, error) {
-    if (turn.first === undefined) {
-      const { parent } = turn;
-      parent.children.splice(parent.children.indexOf(turn), 1);
-      parent.chosen = parent.children.at(-1) ?? null;
-      Object.assign(error, { input: turn.input, media: turn.media });
-    }
-    return error;
+    if (turn.first !== undefined && turn.writing.text) return Object.assign(error, { again: () => this.again(turn) });
+    const { parent, input, media } = turn;
+    parent.children.splice(parent.children.indexOf(turn), 1);
+    parent.chosen = parent.children.at(-1) ?? null;
+    const given = parent.children.some((other) => gives(other, turn));
+    return Object.assign(error, given ? {} : { input, media }, { again: null });
   }
 
   // ---- sessions
@@ -237,11 +240,11 @@ export class Story {
   /** The session in which the next turn after this one can be kept: one that ends here, or a copy of one up to here. */
   async session(parent) {
     if (!this.kept) return null;
+    if (parent.number && !parent.sessions.size) await this.save(parent); // its connection broke off, or the server was away then
     for (const name of parent.sessions.keys()) if (this.lasts.get(name) === parent.number) return name;
     const name = this.branches ? `${this.name}.${this.branches + 1}` : this.name;
     if (parent.number) {
       const [from] = parent.sessions.keys();
-      if (!from) throw new ApiError(0, "the text before this was not kept: begin a new one.");
       await call(`/v1/sessions/${from}/fork`, { method: "POST", body: { session_id: name, last: parent.number } });
       for (let turn = parent; turn.parent; turn = turn.parent) turn.sessions.set(name, turn.number);
     }
@@ -258,13 +261,37 @@ export class Story {
     this.lasts.set(session, turn.number);
   }
 
-  /** Has the server keep a turn that it did not keep itself: it writes nothing more, and takes the tokens as they are. */
-  async save(turn) {
-    const ids = turn.writing.ids();
-    if (!this.kept || (turn.state === "stopped" && !ids.length)) return;
-    const session = await this.session(turn.parent);
-    await call("/v1/generate", { method: "POST", body: { ...this.body(turn, ids, session), max_new_tokens: 0 } });
+  /** Has the server keep a turn that it did not keep itself; once, though the text may go on from it meanwhile. */
+  save(turn) {
+    turn.saving ??= this.store(turn).finally(() => (turn.saving = null));
+    return turn.saving;
+  }
+
+  /** The server writes nothing more, and takes the tokens as they are. */
+  async store(turn) {
+    if (!this.kept) return;
+    try {
+      if (await this.remembered(turn)) return;
+      const session = await this.session(turn.parent);
+      await call("/v1/generate", { method: "POST", body: { ...this.body(turn, turn.writing.ids(), session), max_new_tokens: 0 } });
+      this.hold(turn, session);
+    } catch (error) {
+      throw Object.assign(error, { again: () => this.save(turn) });
+    }
+  }
+
+  /** Whether the server ended a turn, and kept it, in the moment in which it was stopped or broke off: then that text counts. */
+  async remembered(turn) {
+    const session = turn.body?.session_id;
+    const { number } = turn.parent;
+    if (!session || this.lasts.get(session) !== number) return false; // the server was not to keep it, or we know what came there
+    const page = await call(`/v1/sessions/${session}?after=${number}&limit=1`).catch(() => null); // none begun, or none answers
+    const same = page?.turns.find(({ prompt, text }) => prompt === turn.input && text.startsWith(turn.writing.text));
+    if (!same) return false;
+    turn.writing.close();
+    turn.writing.add(same.text.slice(turn.writing.text.length));
     this.hold(turn, session);
+    return true;
   }
 
   /** Puts the turns of a session into the tree; those that two sessions share are there once. */

@@ -3,7 +3,7 @@
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const kept = localStorage.getItem("theme");
+  const kept = remembered();
   if (kept === "light" || kept === "dark") root.dataset.theme = kept;
 
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
@@ -13,10 +13,27 @@
     const show = () => button.setAttribute("aria-pressed", String(isDark()));
     button.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
-      localStorage.setItem("theme", root.dataset.theme);
+      remember(root.dataset.theme);
       show();
     });
     system.addEventListener("change", show);
     show();
   });
+
+  /** The choice of another day; none where the browser forbids the page to keep anything. */
+  function remembered() {
+    try {
+      return localStorage.getItem("theme");
+    } catch {
+      return null;
+    }
+  }
+
+  function remember(theme) {
+    try {
+      localStorage.setItem("theme", theme);
+    } catch {
+      // it is forgotten with the page
+    }
+  }
 })();
