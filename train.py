@@ -178,10 +178,7 @@ class Trainer:
 
     def final_limit(self) -> int:
         """Tokens that the final evaluation scores, 0 for all: in a timed run, what a tenth of it allows."""
-        if not self.config.time:
-            return 0
-        allowed = int(seconds(self.config.time) * self.plan.tokens_per_second * FORWARD / TENTHS)
-        return allowed if allowed < self.task.evaluation_tokens() else 0
+        return self.scored_in(seconds(self.config.time) / 10) if self.config.time else 0
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1: of its time where it has a budget, else of its steps."""
@@ -209,7 +206,11 @@ class Trainer:
         """Tokens that an evaluation during the run scores, 0 for all: in a timed run, what a hundredth of it allows."""
         if self.config.eval_tokens or not self.config.time:
             return self.config.eval_tokens
-        allowed = int(self.budget * self.plan.tokens_per_second * FORWARD / 100)
+        return self.scored_in(self.budget / 100)
+
+    def scored_in(self, budget: float) -> int:
+        """Tokens that an evaluation scores in so many seconds, about; 0 where that is all of them."""
+        allowed = int(budget * self.plan.tokens_per_second * FORWARD)
         return 0 if allowed >= self.task.evaluation_tokens() else max(1, allowed)
 
     def step(self) -> None:

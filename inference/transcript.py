@@ -19,29 +19,30 @@ class Transcript:
 
     def push(self, token: int) -> tuple[str, str, str | int | None]:
         """Takes one more token: the text that became certain, why it ends here ("" if it goes on), and what stopped it."""
+        text, reason, stop = self.certain(token)
+        known = min(self.known, len(text))
+        self.known -= known
+        return text[known:], reason, stop
+
+    def certain(self, token: int) -> tuple[str, str, str | int | None]:
+        """The same, with what is known of the prefix."""
         settings = self.request.settings
         if token in settings.stop_ids:
-            return self.new(self.close()), "stop", token
+            return self.close(), "stop", token
         if token in self.ends and not settings.ignore_eos:
-            return self.new(self.close()), "stop", None
+            return self.close(), "stop", None
         self.request.ids.append(token)
         self.held += self.decoder.push(token)
         at, stop = self.first_stop()
         if stop:
-            return self.new(self.held[:at]), "stop", stop
+            return self.held[:at], "stop", stop
         if self.request.written >= settings.max_new_tokens:
             text = self.close()
             at, stop = self.first_stop()
-            return (self.new(text[:at]), "stop", stop) if stop else (self.new(text), "length", None)
+            return (text[:at], "stop", stop) if stop else (text, "length", None)
         keep = self.undecided()
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return self.new(text), "", None
-
-    def new(self, text: str) -> str:
-        """What of a text that goes out was not in the prefix."""
-        known = min(self.known, len(text))
-        self.known -= known
-        return text[known:]
+        return text, "", None
 
     def close(self) -> str:
         """All that was held back, now that nothing follows."""

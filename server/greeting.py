@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from config import ServeConfig
 from server.auth import Gate
-from server.passwords import is_hash
+from server.passwords import is_hash, read_users
 
 if TYPE_CHECKING:
     from inference.engine import Engine
@@ -44,7 +44,7 @@ def how_to_call(config: ServeConfig, gate: Gate, url: str) -> str:
     if not gate.passwords:
         return f"curl {url}/v1/generate {BODY}"
     name = next(iter(gate.passwords.hashes))
-    plain = config.users and not is_hash(config.users.partition(",")[0].partition(":")[2])
+    plain = config.users and not is_hash(read_users(config.users, "")[name])
     password = '$(printf %s "$LLM_USERS" | cut -d, -f1 | cut -d: -f2-)' if plain else "PASSWORD"
     login = TOKEN.format(url=url, name=shlex.quote(f"username={name}"), password=password)
     return f'{login}\ncurl {url}/v1/generate -H "Authorization: Bearer $TOKEN" {BODY}'

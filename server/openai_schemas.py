@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from config import take
 from inference.request import MOST_LOGPROBS, Settings
 from server.errors import ApiError
-from server.schemas import Biases, ContentPart, content_of, listed, parts_of
+from server.schemas import Biases, ContentPart, TokenId, content_of, listed, parts_of
 
 MOST_CHOICES = 16  # texts for one prompt
 MOST_TEXTS = 64  # texts for one HTTP request: prompts times choices
@@ -39,7 +39,6 @@ def characters(text: str) -> str:
 
 Words = Annotated[str, AfterValidator(characters)]
 Stop = Annotated[Words, Field(max_length=256)]
-TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 

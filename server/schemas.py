@@ -12,7 +12,7 @@ from config import SamplingConfig
 from inference.request import MOST_LOGPROBS, Settings
 from server.sessions import SESSION_ID
 
-MOST_BIASES, MOST_FIELDS = 1000, 1000  # more of them are counted, not looked at
+MOST_ENTRIES = 1000  # of a JSON object: more of them are counted, not looked at
 FIELDS = {item.name: item for item in dataclasses.fields(SamplingConfig)}
 
 
@@ -30,15 +30,11 @@ def listed(kind: Any) -> Any:
     return Annotated[list[kind], Field(fail_fast=True)]
 
 
-def too_long(given: dict, most: int) -> PydanticCustomError:
-    limits = {"max_length": most, "actual_length": len(given)}
-    return PydanticCustomError("too_long", "Should have {max_length} items at most, not {actual_length}", limits)
-
-
 def few(given: Any) -> Any:
-    """A mapping of a thousand entries at most, counted before any of them is looked at."""
-    if isinstance(given, dict) and len(given) > MOST_BIASES:
-        raise too_long(given, MOST_BIASES)
+    """Refuses an object of very many entries before any of them is looked at."""
+    if isinstance(given, dict) and len(given) > MOST_ENTRIES:
+        limits = {"max_length": MOST_ENTRIES, "actual_length": len(given)}
+        raise PydanticCustomError("too_long", "Should have {max_length} items at most, not {actual_length}", limits)
     return given
 
 
@@ -59,9 +55,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def has_few_fields(cls, sent: Any) -> Any:
-        if isinstance(sent, dict) and len(sent) > MOST_FIELDS:
-            raise too_long(sent, MOST_FIELDS)
-        return sent
+        return few(sent)
 
 
 def sampling(name: str, **limits: float) -> Any:
