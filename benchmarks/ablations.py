@@ -15,7 +15,9 @@ from benchmarks.common import finish, median, need_path, table, trained
 
 CHANGES = {
     "the shakespeare preset": [],
-    "AdamW in place of Muon": ["--optimizer", "adamw"],
+    "AdamW in place of Muon, at Muon's companion's rate": ["--optimizer", "adamw"],
+    "the same at 3e-3": ["--optimizer", "adamw", "--learning_rate", "3e-3"],
+    "the same at 1e-3": ["--optimizer", "adamw", "--learning_rate", "1e-3"],
     "GPT-2's block (classic)": ["--architecture", "classic"],
     "cosine to a tenth in place of linear to zero": ["--schedule", "cosine", "--final_rate", "0.1"],
     "AdamW's rate 3e-4, the default": ["--learning_rate", "3e-4"],

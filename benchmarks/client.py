@@ -47,7 +47,8 @@ def server(checkpoint: Path, **environment: str) -> Iterator[tuple[int, subproce
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"LLM_RATE_LIMIT_RPM": "0", "LLM_LOG_LEVEL": "WARNING", "LLM_SESSION_DB": f"{folder}/sessions.db"}
-        env = {**os.environ, **quiet, "LLM_CHECKPOINT": str(checkpoint), **environment}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("LLM_")}  # no keys, no users, no limits
+        env = {**own, **quiet, "LLM_CHECKPOINT": str(checkpoint), **environment}
         command = [sys.executable, str(ROOT / "serve.py"), "--port", str(port)]
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def child(arguments: list[str], cwd: Path = ROOT, **environment: str) -> dict[st
         last = json.loads(lines[-1]) if lines else None
     except ValueError:
         last = None
-    return {"seconds": seconds, "peak_memory_bytes": usage.ru_maxrss * 1024, "text": text, "json": last}
+    return {"seconds": seconds, "peak_memory_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), "text": text, "json": last}
 
 
 def trained(folder: Path, name: str, flags: list[str], launcher: tuple[str, ...] = (), **environment: str) -> dict[str, Any]:
@@ -47,6 +48,13 @@ def trained(folder: Path, name: str, flags: list[str], launcher: tuple[str, ...]
     ran = child([*launcher, "train_cli.py", *flags, *places], **environment)
     log = folder / "l" / name
     return ran | {"events": read_events(log), "summary": json.loads((log / "summary.json").read_text())}
+
+
+def bits_per_byte(folder: Path, name: str, **environment: str) -> float:
+    """Of a run of `trained` on a text, over all of its validation text: a run with `--time` scores a part of it where the rest would take
+    longer than a tenth of its time."""
+    told = child(["train_cli.py", "evaluate", str(folder / "c" / name)], **environment)["text"]
+    return float(re.search(r"^([\d.]+) ± \S+ bits per byte", told, re.MULTILINE)[1])
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:

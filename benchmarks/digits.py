@@ -4,8 +4,8 @@
 
 FOLDERs are by default those under LLM_TEST_DATA. `spoken` holds out the recordings numbered 5 to 9 of every speaker and digit, `folds`
 one speaker after the other, `signs` a block of file numbers (neighbours are one signer's). Each is one call of `train_cli.py` on rows
-written for it, judged by generation: an answer counts when it is the word. Beside it stand floors on the same split: the nearest
-neighbour and ridge regression, on 40 log-mels or on pixels.
+written for it. Its last weights are judged, by generation: an answer counts when it is the word. (Its best are chosen by the rows that are
+held out here.) Beside it stand floors on the same split: the nearest neighbour and ridge regression, on 40 log-mels or on pixels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import child, finish, need_path, table
+from benchmarks.common import child, finish, need_path, table, trained
 from config import MediaModelConfig
 from multimodal.decode import read_picture, read_sound
 from multimodal.spectrogram import log_mel
 
 WORDS = "zero one two three four five six seven eight nine".split()
+TASKS = ("spoken", "signs", "folds")
 SHAPE = {"architecture": "modern", "modalities": "image,audio", "n_head": 4, "n_embd": 128}
 FRAMES = 40  # that a spectrogram is stretched to, for the floors
 HELD_OUT_SIGNS = 0.2  # of the file numbers, the last ones
@@ -40,21 +41,28 @@ def main() -> None:
     parser.add_argument("--signs", default=f"{data}/sign-digits" if data else "", help="{digit}/IMG_{number}.JPG")
     parser.add_argument("--time", default="10m")
     parser.add_argument("--fold_time", default="3m", help="of each of the folds")
-    parser.add_argument("--only", default="spoken,signs,folds")
+    parser.add_argument("--only", default=",".join(TASKS), help="some of " + ", ".join(TASKS))
+    parser.add_argument("--judge", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.judge:
+        print(json.dumps(judged(args.judge)))
+        return
+    only = [name.strip() for name in args.only.split(",")]
+    if strange := set(only) - set(TASKS):
+        parser.error(f"--only names {strange.pop()!r}: there are {', '.join(TASKS)}.")
     tasks: dict[str, list[tuple[str, str, list[Example], list[Example]]]] = {}
-    if "spoken" in args.only or "folds" in args.only:
+    if "spoken" in only or "folds" in only:
         recordings = spoken(need_path(args.spoken, "--spoken", "the spoken digits"))
         tasks["spoken"] = [("audio", args.time, *parted(recordings, lambda file: 5 <= int(file.stem.split("_")[2]) <= 9))]
         speakers = sorted({file.stem.split("_")[1] for file, _ in recordings})
         tasks["folds"] = [
             ("audio", args.fold_time, *parted(recordings, lambda file, who=who: file.stem.split("_")[1] == who)) for who in speakers
         ]
-    if "signs" in args.only:
+    if "signs" in only:
         photographs = signs(need_path(args.signs, "--signs", "the sign digits"))
         tasks["signs"] = [("image", args.time, *parted(photographs, last_block(photographs)))]
     rows, found = [], {}
-    for name in args.only.split(","):
+    for name in only:
         runs = [one(*task) for task in tasks[name]]
         found[name] = runs
         means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
@@ -94,15 +102,27 @@ def one(kind: str, time: str, train: list[Example], test: list[Example]) -> dict
         for split, examples in (("train", train), ("valid", test)):
             lines = [json.dumps({kind: str(file.resolve()), "text": word}) for file, word in examples]
             (folder / f"data/{split}.jsonl").write_text("\n".join(lines))
-        flags = ["--preset", "multimodal", "--modalities", kind, "--data", str(folder / "data"), "--time", time, "--run", "bench"]
-        os.environ["LLM_DATA_DIR"] = str(folder / "cache")
-        ran = child(["train_cli.py", *flags, "--no-progress", "--out_dir", str(folder / "c"), "--log_dir", str(folder / "l")])
-        answers = json.loads((folder / "l/bench/summary.json").read_text())["answers"]
-    [answer] = answers.values()
+        flags = ["--preset", "multimodal", "--modalities", kind, "--data", str(folder / "data"), "--time", time]
+        data = {"LLM_DATA_DIR": str(folder / "cache")}
+        ran = trained(folder, "bench", flags, **data)
+        answer = child(["-m", "benchmarks.digits", "--judge", str(folder / "c/bench/last.pt")], **data)["json"]
     return {
         **{name: answer[name] for name in ("exact", "blank", "shuffled")}, **floors(kind, train, test),
         "train": len(train), "test": len(test), "seconds": ran["seconds"],
     }  # fmt: skip
+
+
+def judged(path: str) -> dict[str, float]:
+    """How well the weights of a file answer the rows that its run did not train on."""
+    import checkpoint
+    from config import TrainConfig, take
+    from multimodal import judge, run
+
+    model, tokenizer, provenance = checkpoint.load_model(path)
+    config = take(TrainConfig, provenance["train_config"])
+    corpus = run.find_corpus(config, model.config, 0, tokenizer, print, False)
+    [verdict], _ = run.judged(corpus, model, tokenizer)
+    return judge.figures(verdict)
 
 
 def floors(kind: str, train: list[Example], test: list[Example]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """How the cost of a training step grows: time per token against width, depth, block and batch, from 1 M to 1 B parameters, and ranks.
 
-    python -m benchmarks.growth [--largest 1e9] [--runs 3] [--plot growth.png]
+    python -m benchmarks.growth [--largest 1.1e9] [--runs 3] [--plot growth.png]
 
 One dial is turned at a time, the others stay; each point is a process of its own. Beside the time stands the arithmetic it did
 (`model.flops_per_token`) as a share of this machine's matrix rate: where that share falls, something grows faster than the arithmetic.
@@ -45,8 +45,8 @@ def main() -> None:
     for dial, settings in DIALS.items():
         for setting in settings:
             flags = ["-m", "benchmarks.growth", "--largest", str(args.largest), "--point", json.dumps(BASE | setting)]
-            runs = [child(flags)["json"] for _ in range(args.runs)]
-            if runs[0]:
+            runs = [run for _ in range(args.runs) if (run := child(flags)["json"])]  # none where there is no room
+            if runs:
                 point = {name: median([run[name] for run in runs]) for name in runs[0]}
                 found[dial].append({"setting": setting, **point})
                 print(".", end="", file=sys.stderr, flush=True)
@@ -58,7 +58,7 @@ def main() -> None:
     ]  # fmt: skip
     table(["dial", "setting", "parameters", "µs a token", "of the matrix rate"], rows)
     print()
-    ranks = {f"{world} of {threads} threads": ranked(world, threads) for world, threads in ((1, 1), (2, 1), (1, 2))}
+    ranks = {f"{world} of {threads} threads": median([ranked(world, threads) for _ in range(args.runs)]) for world, threads in ((1, 1), (2, 1), (1, 2))}
     table(["ranks", "tokens/s", "to one of one"], [[n, f"{v:,.0f}", f"{v / ranks['1 of 1 threads']:.2f}×"] for n, v in ranks.items()])
     if args.plot:
         draw(found, Path(args.plot))

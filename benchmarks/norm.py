@@ -1,4 +1,4 @@
-"""The RMS norm and its gradient on a CPU, and a whole training step with it: ours beside torch's, taking turns.
+"""The RMS norm and its gradient on a CPU, and a model's forward and backward pass with it: ours beside torch's, taking turns.
 
     python -m benchmarks.norm [--runs 15]
 """
@@ -32,7 +32,7 @@ def main() -> None:
     for name, (config, rows) in STEPS.items():
         figures[f"{name}, norm alone"] = turns(alone(config, rows), args.runs)
         for dtype in (torch.float32, torch.bfloat16):
-            figures[f"{name}, a step, {str(dtype)[6:]}"] = turns(step(config, rows, dtype), args.runs)
+            figures[f"{name}, the model, {str(dtype)[6:]}"] = turns(both_ways(config, rows, dtype), args.runs)
     lines = [[name, f"{1e3 * theirs:.2f} ms", f"{1e3 * ours:.2f} ms", f"{ours / theirs:.2f}×"] for name, (theirs, ours) in figures.items()]
     table(["forward and backward", "torch's", "ours", "ratio"], lines)
     finish("norm", seconds=figures)
@@ -52,6 +52,8 @@ def turns(work: Callable[[], None], runs: int) -> tuple[float, float]:
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if weight.ndim == 1:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return F.rms_norm(x, x.shape[-1:], eps=eps) * weight.to(x.dtype)
 
 
@@ -61,7 +63,7 @@ def alone(config: ModelConfig, rows: int) -> Callable[[], None]:
     return lambda: torch.autograd.backward(models.rms_norm(x, weight, config.norm_eps), grad, inputs=(x, weight))
 
 
-def step(config: ModelConfig, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+def both_ways(config: ModelConfig, rows: int, dtype: torch.dtype) -> Callable[[], None]:
     model = models.GPT(config).train()
     idx = torch.randint(config.vocab_size, (rows, config.block_size))
 

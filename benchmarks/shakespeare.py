@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import nanogpt
-from benchmarks.common import child, finish, median, need_path, table, trained
+from benchmarks.common import bits_per_byte, child, finish, median, need_path, table, trained
 
 RECIPE = {
     "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 100, "block_size": 64, "batch_size": 12, "n_layer": 4,
@@ -66,8 +66,9 @@ def main() -> None:
 
 def ours(text: Path, folder: Path, flags: list[str]) -> dict:
     """A run of ours. The text's tokens are made by the first, as nanoGPT's are before its own."""
-    run = trained(folder, "bench", ["--data", str(text), *flags], LLM_DATA_DIR=str(folder.parent / "data"))
-    return {"seconds": run["seconds"], "val_loss": run["summary"]["val_bpb"] * math.log(2)}  # its characters are a byte each
+    data = {"LLM_DATA_DIR": str(folder.parent / "data")}
+    run = trained(folder, "bench", ["--data", str(text), *flags], **data)
+    return {"seconds": run["seconds"], "val_loss": bits_per_byte(folder, "bench", **data) * math.log(2)}  # its characters are a byte each
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def main() -> None:
         side = ours if args.side == "ours" else nanogpt
         print(json.dumps(side(args)))
         return
-    need_path(args.nanogpt, "--nanogpt", "a checkout of nanoGPT")
-    common = ["-m", "benchmarks.step", "--nanogpt", args.nanogpt, "--steps", str(args.steps)]
+    checkout = need_path(args.nanogpt, "--nanogpt", "a checkout of nanoGPT")
+    common = ["-m", "benchmarks.step", "--nanogpt", str(checkout), "--steps", str(args.steps)]
     speeds: dict[str, list[float]] = {"ours, compiled": [], "ours, eager": [], "nanoGPT, compiled": []}
     for _ in range(args.runs):
         for name, flags in {
@@ -56,10 +56,10 @@ def main() -> None:
     finish("step", tokens_per_second=speeds, peak_memory_bytes=memory)
 
 
-def ours(args: argparse.Namespace) -> dict:
-    """The toolkit's own loop on random tokens."""
+def ours(args: argparse.Namespace, **shape: int) -> dict:
+    """The toolkit's own loop on random tokens, with the default model or one of another shape."""
     from pathlib import Path
-    from tempfile import mkdtemp
+    from tempfile import TemporaryDirectory
 
     import torch
 
@@ -68,33 +68,39 @@ def ours(args: argparse.Namespace) -> dict:
     from train import Trainer
     from training import plan, process, runlog
     from training.distributed import Ranks
-
-    class Noise:
-        provenance, tokenizer = {}, None
-
-        def batch(self, step: int):
-            rows = torch.randint(VOCABULARY, (BATCH, BLOCK + 1), generator=torch.Generator().manual_seed(step))
-            return rows[:, :-1], rows[:, 1:]
+    from training.text import TextTask
 
     device = torch.device("cpu")
     process.tune_process(device)
-    model_config, ranks = ModelConfig(), Ranks(0, 1, device)
+    model_config, ranks = ModelConfig(**shape), Ranks(0, 1, device)
+    V, T = model_config.vocab_size, model_config.block_size
+
+    class Noise(TextTask):
+        """Random tokens in place of a text's."""
+
+        def __init__(self):
+            self.provenance, self.tokenizer = {}, None
+
+        def batch(self, step: int):
+            rows = torch.randint(V, (BATCH, T + 1), generator=torch.Generator().manual_seed(step))
+            return rows[:, :-1], rows[:, 1:]
+
     config = TrainConfig(batch_size=BATCH, micro_batch_size=args.micro, dtype="float32", compile=args.compile)
     torch.manual_seed(0)
     model = GPT(model_config)
     told = plan.make_plan(model_config, config, ranks)
     if told.compile:
         model.trunk = torch.compile(model.run_blocks)
-    folder = Path(mkdtemp())
-    trainer = Trainer(
-        model, Noise(), config, told, ranks, folder, runlog.RunLog(folder, progress=False), time.monotonic()
-    )
-    trainer.step()
-    t0 = time.perf_counter()
-    for _ in range(args.steps):
+    with TemporaryDirectory() as scratch:
+        log = runlog.RunLog(Path(scratch), progress=False)
+        trainer = Trainer(model, Noise(), config, told, ranks, Path(scratch), log, time.monotonic())
         trainer.step()
+        t0 = time.perf_counter()
+        for _ in range(args.steps):
+            trainer.step()
+        seconds = time.perf_counter() - t0
     return {
-        "tokens_per_second": args.steps * BATCH * BLOCK / (time.perf_counter() - t0),
+        "tokens_per_second": args.steps * BATCH * T / seconds,
         "micro": told.micro_batch_size,
     }
 

@@ -1,6 +1,7 @@
-"""How fast each tokenizer encodes, beside tiktoken's own GPT-2.
+"""How fast each tokenizer encodes, beside tiktoken's own GPT-2: all give NumPy arrays. Ours of GPT-2's vocabulary, and of one that was
+learned, run tiktoken's code as well, with a pattern that is faster to search for.
 
-TIKTOKEN_CACHE_DIR=FOLDER python -m benchmarks.tokenizer_speed --text FILE [--runs 5]
+    TIKTOKEN_CACHE_DIR=FOLDER python -m benchmarks.tokenizer_speed --text FILE [--runs 5]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main() -> None:
 
     peer = tiktoken.get_encoding("gpt2")
     sides = {
-        "tiktoken gpt2": lambda: peer.encode_ordinary(text),
+        "tiktoken gpt2": lambda: peer.encode_to_numpy(text, disallowed_special=()),
         "gpt2": bind(tokenizers.load_gpt2(), text),
         "bpe of 2,048": bind(tokenizers.train_bpe([text], 2048), text),
         "char": bind(tokenizers.CharTokenizer(text), text),

@@ -20,7 +20,7 @@ RATES = ("learning_rate", "muon_learning_rate")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", default="auto", help="what to train on; the embedded stories where none is named")
+    parser.add_argument("--text", default="stories", help="what to train on; the embedded stories where none is named")
     parser.add_argument("--depths", default="1,2,3")
     parser.add_argument("--runs", type=int, default=1, help="seeds; the median counts")
     args = parser.parse_args()

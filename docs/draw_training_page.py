@@ -18,7 +18,7 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.browser import chromium  # noqa: E402
+from tests.browser import chromium, need_programs  # noqa: E402
 
 FILE = ROOT / "docs" / "training-page.png"
 SIZE = {"width": 1280, "height": 1330}
@@ -43,16 +43,18 @@ def train(folder: Path, name: str) -> subprocess.Popen:
 
 
 def main() -> None:
+    need_programs()
     *before, last = RUNS
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in before:
-            train(folder, name).wait()
+            if train(folder, name).wait():
+                raise SystemExit(f"the run {name} failed")
         running = train(folder, last)
         watching = subprocess.Popen(command("watch", "--port", "0", "--log_dir", str(folder / "logs")), stdout=subprocess.PIPE, text=True)
         try:
             address = watching.stdout.readline().split("/training")[0]
-            wait_for_share(f"{address}/training/runs/{last}", SHOWN)
+            wait_for_share(f"{address}/training/runs/{last}", SHOWN, running)
             take(f"{address}/training#{','.join(RUNS)}")
         finally:
             watching.terminate()
@@ -60,9 +62,11 @@ def main() -> None:
     print(f"wrote {FILE.relative_to(ROOT)}, {FILE.stat().st_size / 1024:.0f} KiB")
 
 
-def wait_for_share(url: str, share: float) -> None:
+def wait_for_share(url: str, share: float, running: subprocess.Popen) -> None:
     """Waits until a run is that far."""
     while (answer := httpx.get(url)).status_code == 404 or answer.json()["progress"] < share:
+        if running.poll() is not None:
+            raise SystemExit(f"the last run ended with {running.returncode} before it came to {100 * share:.0f} %")
         time.sleep(0.5)
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import multimodal.fusion  # noqa: E402, F401  the checkpoint may be of a model that sees and hears
 from config import ServeConfig  # noqa: E402
 from inference.host import Host  # noqa: E402
-from tests.browser import Browser, chromium  # noqa: E402
+from tests.browser import Browser, chromium, need_programs  # noqa: E402
 from tests.live import serving  # noqa: E402
 
 MOST_BYTES = 300_000
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=str(ROOT / ServeConfig().checkpoint), help="what writes the text")
     parser.add_argument("--seed", type=int, default=4, help="of the text")
     given = parser.parse_args()
+    need_programs()
     host = Host(given.checkpoint, "cpu", "float32", slots=2)
     host.load()
     with tempfile.TemporaryDirectory() as folder, serving(host, Path(folder), api_keys=()) as address, chromium() as page:

@@ -106,14 +106,15 @@ def sample(source: str, shown: tuple, answer: str) -> Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """One part: how it is made, how many rows there are to train on, how often they are drawn, what the model must take in, and how
-    many seconds the longest of its sounds has."""
+    """One part: how it is made, how many rows there are to train on, how often they are drawn, what the model must take in, how many
+    seconds the longest of its sounds has, and whether it holds something back that is never trained on."""
 
     make: Callable[[int, int, Setting], Iterator[Sample]]
     rows: int
     share: float
     needs: frozenset[str]
     seconds: float = 0.0
+    holds_back: bool = True
 
 
 PARTS = {
@@ -122,7 +123,7 @@ PARTS = {
     "questions": Part(questions, 8000, 2.5, frozenset({"image"})),
     "speech": Part(transcripts, 6000, 4, frozenset({"audio"}), speech.LONGEST),
     "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"}), speech.LONGEST),
-    "silence": Part(silences, 300, 0.2, frozenset({"audio"}), 1.5),
+    "silence": Part(silences, 300, 0.2, frozenset({"audio"}), 1.5, holds_back=False),
 }
 STORIES, STORIES_SHARE = "stories", 1.5
 QUESTIONS = 4  # asked of a picture in training: taking in a picture costs more than one more answer about it
@@ -139,7 +140,7 @@ def rows(names: Iterable[str], side: int, rate: int) -> Iterator[tuple[str, Samp
         for errand in (
             *((name, "train", start, Setting(side, questions=QUESTIONS, rate=rate)) for start in range(0, PARTS[name].rows, ERRAND)),
             (name, "val", 10**6, Setting(side, rate=rate)),
-            (name, "val", 10**6, Setting(side, True, True, rate=rate)),
+            *([(name, "val", 10**6, Setting(side, True, True, rate=rate))] if PARTS[name].holds_back else []),
         )
     ]
     context = multiprocessing.get_context("spawn")

@@ -29,6 +29,14 @@ def programs() -> tuple[str, str]:
     return browser, driver
 
 
+def need_programs() -> None:
+    """Ends a program, which is no test, where one of them is not there."""
+    try:
+        programs()
+    except pytest.skip.Exception as error:
+        raise SystemExit(str(error)) from None
+
+
 @contextlib.contextmanager
 def chromium(*more: str) -> Iterator[Browser]:
     """A browser that was just started, with more flags than the usual ones."""

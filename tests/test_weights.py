@@ -97,13 +97,31 @@ def test_the_bytes_that_a_token_reads_are_told(tiny_model, architecture, kind):
     assert weights.prepare(model, **KINDS[kind]) == size * (linear + 257 * model.config.n_embd)
 
 
-def test_one_row_has_a_layout_of_its_own_where_memory_is_not_at_stake(tiny_model, monkeypatch):
+def test_one_row_has_a_layout_of_its_own_where_that_is_faster_and_memory_is_not_at_stake(tiny_model, monkeypatch):
+    monkeypatch.setattr(weights, "transposes_are_faster", lambda: False)
+    assert prepared(tiny_model(), "float32").blocks[0].mlp.down.turned is None
+    monkeypatch.setattr(weights, "transposes_are_faster", lambda: True)
     model = tiny_model()
     matrix = prepared(model, "float32").blocks[0].mlp.down
     assert torch.equal(matrix.turned, model.blocks[0].mlp.down.weight.T) and matrix.turned.is_contiguous()
     assert prepared(tiny_model(), "bfloat16").blocks[0].mlp.down.turned is None, "it would be slower"
     monkeypatch.setattr(weights, "TWICE", 10_000)
     assert prepared(tiny_model(), "float32").blocks[0].mlp.down.turned is None
+
+
+def test_which_layout_is_faster_is_found_by_trying(monkeypatch):
+    """The clock stands still but for what a layout is said to cost."""
+    clock = [0.0]
+    monkeypatch.setattr(weights.time, "perf_counter", lambda: clock[0])
+
+    def run(self, x, cost):
+        clock[0] += cost[self.turned is not None]
+
+    for cost, faster in (([1.0, 0.5], True), ([1.0, 0.95], False), ([0.5, 1.0], False)):
+        weights.transposes_are_faster.cache_clear()
+        monkeypatch.setattr(weights.Packed, "forward", lambda self, x, cost=cost: run(self, x, cost))
+        assert weights.transposes_are_faster() is faster
+    weights.transposes_are_faster.cache_clear()
 
 
 def test_a_prepared_model_is_for_reading_only(tiny_model):
