@@ -170,7 +170,7 @@ class TrainConfig:
     freeze: str = setting("", "parts that are not trained: image, audio, gpt, or several of them, comma-separated")
     # size
     depth: int = setting(
-        0, "one dial for size, batch and rates: blocks, each 64 wide a block (modern); without it --time chooses, where nothing else does"
+        0, "one dial for size, batch and rates: so many blocks, 64 times that wide (modern); without it --time chooses, where nothing else does"
     )
     # steps and batches
     batch_size: int = setting(16, "sequences per optimizer step, over all ranks and micro-steps")

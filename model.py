@@ -237,7 +237,8 @@ class GPT(nn.Module):
 
     def reset_parameters(self) -> None:
         """GPT-2's normal(0, 0.02). What writes to the residual stream starts small (classic) or at zero (modern),
-        so that at first every block is the identity and the loss is near ln V.
+        so that at first every block is the identity and the loss is near ln V (above it in a wide modern model: there
+        the token just read has the logit `embedding_std` C).
 
         A larger `embedding_std` keeps words apart that stand in the same places, such as two names: they are pulled
         the same way at each step, and once they coincide no head can copy one of them rather than the other.

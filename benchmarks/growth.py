@@ -58,7 +58,10 @@ def main() -> None:
     ]  # fmt: skip
     table(["dial", "setting", "parameters", "µs a token", "of the matrix rate"], rows)
     print()
-    ranks = {f"{world} of {threads} threads": median([ranked(world, threads) for _ in range(args.runs)]) for world, threads in ((1, 1), (2, 1), (1, 2))}
+    ranks = {
+        f"{world} of {threads} threads": median([ranked(world, threads) for _ in range(args.runs)])
+        for world, threads in ((1, 1), (2, 1), (1, 2))
+    }
     table(["ranks", "tokens/s", "to one of one"], [[n, f"{v:,.0f}", f"{v / ranks['1 of 1 threads']:.2f}×"] for n, v in ranks.items()])
     if args.plot:
         draw(found, Path(args.plot))

@@ -215,7 +215,8 @@ def reference() -> str:
             continue
         lines += [f"## python {name}", ""]
         if name.endswith(" plan"):
-            lines += ["Shows what a run would take, and trains nothing. It has all the flags of training.", ""]
+            told = "Shows what a run would take, and trains nothing. It has all the flags of training, and `--measure`: it also compiles the model, "
+            lines += [told + "to tell what that is worth here.", ""]
             continue
         lines += [parser.description or "", "", *table(parser._actions)]
     lines += ["## python generate.py", "", known["generate.py"].description or "", ""]
