@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import time
 
 import pytest
@@ -690,6 +691,24 @@ def test_numbers_json_cannot_hold_become_null(tmp_path):
     log.close()
     assert runlog.read_events(tmp_path)[0]["loss"] is None
     assert runlog.read_events(tmp_path)[0]["bpb"] is None
+
+
+def test_events_are_those_since_the_last_start(tmp_path):
+    """A new run under the name of one whose checkpoints were deleted appends to its log; a resumed run keeps its history."""
+    log = runlog.RunLog(tmp_path, progress=False)
+    for kind, step in (("start", 0), ("step", 0), ("step", 1), ("start", 0), ("step", 0), ("resume", 1), ("step", 1)):
+        log.event(kind, step=step)
+    log.close()
+    assert [event["event"] for event in runlog.read_events(tmp_path)] == ["start", "step", "resume", "step"]
+
+
+def test_a_run_begun_anew_under_its_name_is_drawn_and_replayed_alone(tmp_path, monkeypatch, capsys):
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, max_iters=30)) == 0
+    shutil.rmtree(tmp_path / "out" / "a")
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, seed=2)) == 0
+    assert sorted(runlog.latest_by_step(runlog.read_events(tmp_path / "logs" / "a"), "step")) == list(range(20))
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, verify_resume=True)) == 0
+    assert "identical to the last bit" in capsys.readouterr().out
 
 
 def test_the_picture_of_a_run_that_was_stopped_at_once(tmp_path, monkeypatch, recwarn):

@@ -116,15 +116,19 @@ def open_board(folder: Path):
 
 
 def read_events(folder: Path) -> list[dict]:
-    """The lines of a run; a last one that a kill cut in half is left out."""
+    """The lines of a run, from its last start on: what stands before is of one whose checkpoints were deleted, and that had the same
+    name. A last line that a kill cut in half is left out."""
     lines = []
     try:
         with open(folder / "events.jsonl", encoding="utf-8") as file:
             for line in file:
                 try:
-                    lines.append(json.loads(line))
+                    event = json.loads(line)
                 except ValueError:
                     continue
+                if event["event"] == "start":
+                    lines.clear()
+                lines.append(event)
     except FileNotFoundError:
         pass
     return lines
