@@ -200,12 +200,14 @@ def save_last(folder: Path, content: dict[str, Any]) -> None:
 
 
 def save_numbered(folder: Path, step: int, content: dict[str, Any], keep: int) -> None:
-    """Writes step_N.pt; once it verifies, only the newest `keep` of its kind stay."""
+    """Writes step_N.pt; once it verifies, it and those before it stay, `keep` in all. What is newer was undone by a rewind or a resume."""
     path = folder / f"step_{step:08d}.pt"
     write(path, content)
     verify(path)
-    for old in numbered(folder)[:-keep]:
-        old.unlink()
+    found = numbered(folder)
+    behind = found.index(path) + 1
+    for other in [*found[: max(0, behind - keep)], *found[behind:]]:
+        other.unlink()
 
 
 def numbered(folder: Path) -> list[Path]:

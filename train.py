@@ -507,7 +507,8 @@ def open_files(folder: Path, ranks: Ranks, fsdp: bool) -> Files:
 
 
 def fit(trainer: Trainer) -> dict[str, Any]:
-    """Runs a trainer to its end and scores the best weights on the whole validation set.
+    """Runs a trainer to its end and scores the best weights on the whole validation set, in a timed run on the part of it that
+    `final_score` has time for.
 
     Returns:
         the summary that docs/TRAINING_README.md describes; `val_loss` is None for a run that was stopped by a signal.

@@ -188,6 +188,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         if ranks.first:
             checkpoint.clean_temporaries(folder)
         if saved:
+            trainer.files = files  # which know what they passed over
             trainer.restore(files.fill(saved, path))
             trainer.remember_best()
             trainer.progress.micro_batch = told.micro_batch_size

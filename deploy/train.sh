@@ -12,7 +12,9 @@ out=${OUT_DIR:-checkpoints}
 cd "$(dirname "$0")/.."
 
 # All ranks look before any can write: none begins before the last one has come.
-for state in "$out/$run"/last.pt* "$out/$run"/previous.pt "$out/$run"/last_*.dcp/content.pt; do
+# No name here is one of a file that was still being written (*.tmp): there is nothing to resume in it.
+for state in "$out/$run"/last.pt.new "$out/$run"/last.pt "$out/$run"/previous.pt "$out/$run"/step_*.pt \
+    "$out/$run"/last_*.dcp/content.pt "$out/$run"/step_*.dcp/content.pt; do
     if [ -e "$state" ]; then
         set -- --resume "$@"
         break

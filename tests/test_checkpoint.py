@@ -298,9 +298,15 @@ def test_a_damaged_last_never_pushes_out_the_good_one_before(tmp_path):
 
 
 def test_numbered_ones_rotate(tmp_path):
-    for step in (5, 10, 100, 15):
+    for step in (5, 10, 15, 100):
         checkpoint.save_numbered(tmp_path, step, content(step), keep=2)
     assert [path.name for path in checkpoint.numbered(tmp_path)] == ["step_00000015.pt", "step_00000100.pt"]
+
+
+def test_numbered_ones_of_a_time_that_was_undone_give_way(tmp_path):
+    for step in (5, 10, 15, 100, 15):
+        checkpoint.save_numbered(tmp_path, step, content(step, seed=step), keep=3)
+    assert [path.name for path in checkpoint.numbered(tmp_path)] == ["step_00000010.pt", "step_00000015.pt"]
 
 
 def test_an_old_one_goes_only_when_the_new_one_verifies(tmp_path, monkeypatch):

@@ -197,10 +197,14 @@ def test_shellcheck_has_no_findings(tmp_path, name):
         ("a/last.pt", True),
         ("a/last.pt.new", True),
         ("a/previous.pt", True),
+        ("a/step_00000500.pt", True),
+        ("a/step_00000500.dcp/content.pt", True),
         ("a/last_00000500.dcp/content.pt", True),
         ("a/best_model.pt", False),
         ("b/last.pt", False),
         ("a/last_00000500.dcp.tmp/content.pt", False),
+        ("a/last.pt.new.4711.tmp", False),
+        ("a/step_00000500.pt.4711.tmp", False),
     ],
 )
 def test_a_training_begins_or_goes_on(tmp_path, state, goes_on):

@@ -18,6 +18,7 @@ from config import TrainConfig, UserError
 from tests.crew import Crew
 from tests.runs import equal, events, losses, main_here, resume, small_run, wait_for, without_clock
 from training.distributed import Ranks
+from training.files import Files
 from training.text import TextTask
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
@@ -221,6 +222,14 @@ def test_verify_resume_replays_shards(tmp_path, crew):
     assert "steps 10 to 20 replayed" in first.out and "identical to the last bit" in first.out
 
 
+def test_a_run_that_passes_over_a_damaged_checkpoint_keeps_the_one_it_goes_on_from(tmp_path, monkeypatch):
+    how = {**HOW, "fsdp": True, "eval_interval": 5, "max_iters": 10}
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, **how)) == 0
+    damage(tmp_path / "out" / "a" / "last_00000010.dcp")
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, max_iters=12, eval_interval=20)) == 0
+    assert shards(tmp_path)[1:] == ["last_00000005.dcp", "last_00000012.dcp"]
+
+
 def test_a_run_in_shards_stays_one(tmp_path, crew):
     train(crew, tmp_path, "a", fsdp=True, max_iters=2)
     for arguments, words in (
@@ -375,8 +384,24 @@ def test_a_kill_between_any_two_moves_leaves_a_whole_checkpoint(files, monkeypat
 def test_saving_a_step_again_keeps_one_of_it(files):
     for step in (1, 2, 2):
         files.save_last(state(files, step))
-    assert [path.name for path in sorted(files.folder.iterdir())][1] == "last_00000002.dcp"
+    assert sorted(path.name for path in files.folder.iterdir()) == ["last_00000001.dcp", "last_00000002.dcp"]
     assert same(files, found(files), 2)
+
+
+def test_what_a_kill_left_set_aside_counts_where_its_step_has_nothing_else(files):
+    for step in (1, 2):
+        files.save_last(state(files, step))
+    os.replace(files.folder / "last_00000002.dcp", files.folder / "last_00000002-1a2b3c4d.dcp")
+    files.save_last(state(files, 3))
+    assert sorted(path.name for path in files.folder.iterdir()) == ["last_00000002-1a2b3c4d.dcp", "last_00000003.dcp"]
+
+
+def test_what_a_kill_left_set_aside_takes_no_place_of_another_step(files):
+    for step in (1, 2):
+        files.save_numbered(step, state(files, step), keep=3)
+    shutil.copytree(files.folder / "step_00000002.dcp", files.folder / "step_00000002-1a2b3c4d.dcp")
+    files.save_numbered(3, state(files, 3), keep=3)
+    assert sorted(path.name for path in files.folder.iterdir()) == [f"step_0000000{step}.dcp" for step in (1, 2, 3)]
 
 
 def test_a_best_of_a_time_that_was_undone_gives_way(files):
@@ -407,6 +432,59 @@ def test_a_damaged_folder_is_passed_over_by_name(files, name, how):
     content, at = files.newest(told.append)
     assert same(files, files.fill(content, at), 1)
     assert how == "gone" or "last_00000002.dcp" in told[0]
+
+
+# ---- what single files and folders promise alike
+
+
+@pytest.fixture(params=["single files", "folders"])
+def either(request, tmp_path) -> Files:
+    """The checkpoints of one rank, in an empty run's folder: single files, or folders."""
+    if request.param == "folders":
+        return request.getfixturevalue("files")
+    return Files(tmp_path, Ranks(0, 1, torch.device("cpu")))
+
+
+def plain(step: int) -> dict:
+    """A content that both can hold."""
+    training = {"progress": {"step": step}}
+    return {"model": {}, "config": {"vocab_size": 5}, "provenance": {"step": step}, "training": training}
+
+
+def damage(path: Path) -> None:
+    path = path / ".metadata" if path.is_dir() else path
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize("again", [15, 20, 30], ids=["a step before it", "the same step", "a step after it"])
+def test_a_damaged_newest_never_takes_the_place_of_the_whole_one_before(either, again):
+    for step in (10, 20):
+        either.save_last(plain(step))
+    damage(either.newest(print)[1])
+    assert either.newest(print)[0]["provenance"]["step"] == 10
+    either.save_last(plain(again))
+    content, path = either.newest(print)
+    assert content["provenance"]["step"] == again
+    damage(path)
+    assert either.newest(print)[0]["provenance"]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        pytest.param([100, 200, 300, 400], [200, 300, 400], id="rising"),
+        pytest.param([100, 200, 200, 300], [100, 200, 300], id="the same step twice"),
+        pytest.param([500, 600, 700, 800, 900, 600], [600], id="after a rewind beyond all that were kept"),
+        pytest.param([600, 700, 800, 700], [600, 700], id="after a rewind"),
+        pytest.param([600, 700, 800, 700, 800, 900], [700, 800, 900], id="after a rewind, and on"),
+    ],
+)
+def test_the_newest_numbered_ones_that_were_not_undone_stay(either, steps, left):
+    for step in steps:
+        either.save_numbered(step, plain(step), keep=3)
+    assert sorted(int(path.stem.removeprefix("step_")) for path in either.folder.glob("step_*")) == left
 
 
 def test_an_index_that_would_run_code_is_refused_and_not_run(files, tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import time
 
 import pytest
@@ -28,6 +29,7 @@ from tests.runs import (
 )
 from train import Diverged, fit, verify_resume
 from training import runlog
+from training.text import TextTask
 
 NAN = math.nan
 
@@ -690,6 +692,64 @@ def test_numbers_json_cannot_hold_become_null(tmp_path):
     log.close()
     assert runlog.read_events(tmp_path)[0]["loss"] is None
     assert runlog.read_events(tmp_path)[0]["bpb"] is None
+
+
+def test_events_are_those_since_the_last_start(tmp_path):
+    """A new run under the name of one whose checkpoints were deleted appends to its log; a resumed run keeps its history."""
+    log = runlog.RunLog(tmp_path, progress=False)
+    for kind, step in (("start", 0), ("step", 0), ("step", 1), ("start", 0), ("step", 0), ("resume", 1), ("step", 1)):
+        log.event(kind, step=step)
+    log.close()
+    assert [event["event"] for event in runlog.read_events(tmp_path)] == ["start", "step", "resume", "step"]
+
+
+def test_a_run_begun_anew_under_its_name_is_drawn_and_replayed_alone(tmp_path, monkeypatch, capsys):
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, max_iters=30)) == 0
+    shutil.rmtree(tmp_path / "out" / "a")
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, seed=2)) == 0
+    assert sorted(runlog.latest_by_step(runlog.read_events(tmp_path / "logs" / "a"), "step")) == list(range(20))
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, verify_resume=True)) == 0
+    assert "identical to the last bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("losses", "title"),
+    [
+        ([NAN, 3.0, 2.0], "a: 2.000 nats per token, 1.000 bits per byte"),
+        ([3.0, 2.0, NAN], "a: 2.000 nats per token, 1.000 bits per byte"),
+        ([NAN, NAN, NAN], ""),
+    ],
+    ids=["first", "last", "everywhere"],
+)
+@pytest.mark.parametrize("trained", [[5.0, 4.0, 3.0], [NAN] * 7 + [3.0, 2.0], [NAN] * 3, []], ids=str)
+def test_the_picture_of_a_run_with_losses_that_are_not_finite(tmp_path, monkeypatch, losses, title, trained):
+    from matplotlib.axes import Axes
+
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda _, text: titles.append(text))
+    monkeypatch.setattr("training.runlog.open_board", lambda _: False)
+    log = runlog.RunLog(tmp_path, progress=False)
+    for step, loss in enumerate(trained):
+        log.event("step", step=step, loss=loss, rate=1.0)
+    for step, loss in enumerate(losses):
+        log.event("evaluation", step=step, loss=loss, loss_se=loss / 10, bpb=loss / 2)
+    log.close()
+    assert runlog.draw(tmp_path, "a", entropy=0.5).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "".join(titles) == title
+
+
+def test_a_run_whose_last_score_is_not_finite_ends_with_its_closing_lines(tmp_path, monkeypatch, capsys):
+    evaluate = TextTask.evaluate
+    broken = iter([False, False, True])
+
+    def not_finite_at_the_end(task, *args, **how):
+        score = evaluate(task, *args, **how)
+        return dataclasses.replace(score, loss=NAN, loss_se=NAN, bpb=NAN) if next(broken, False) else score
+
+    monkeypatch.setattr(TextTask, "evaluate", not_finite_at_the_end)
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, max_iters=25)) == 0
+    assert "25 steps in" in capsys.readouterr().out
+    assert [event["loss"] is None for event in events(tmp_path, "evaluation")] == [False, False, True]
 
 
 def test_the_picture_of_a_run_that_was_stopped_at_once(tmp_path, monkeypatch, recwarn):

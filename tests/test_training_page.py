@@ -225,6 +225,28 @@ def test_steps_that_were_abandoned_are_gone(logs):
     assert [note["event"] for note in run.notes] == ["resume", "rewind"]
 
 
+def test_a_run_that_was_begun_anew_under_its_name_is_the_new_one(page, logs):
+    """Its checkpoints were deleted, its log was not."""
+    book = Logbook(logs, "a").start().steps(0, 30).evaluation(30, 0.1).sample(30, "old").checkpoint(30, "best_model.pt")
+    book.write("micro_batch", step=30, micro_batch=4)
+    book.end(bpb=0.1)
+    before = story(page, "a")
+    book.now += 5000
+    book.start().steps(0, 3).evaluation(3, 1.5).sample(3, "new")
+    book.write("resume", step=3)
+    book.steps(3, 5)
+    whole, after = Run(logs / "a"), story(page, "a", before["next"])
+    whole.refresh()
+    assert (whole.done, whole.best()[0], whole.seconds, whole.state(book.now)) == (5, 1.5, pytest.approx(5), "running")
+    assert (after["done"], after["bpb"], after["seconds"]) == (5, 1.5, pytest.approx(5))
+    assert (after["steps"]["from"], after["steps"]["step"], after["evaluations"]["step"]) == (0, [0, 1, 2, 3, 4], [3])
+    assert [each["text"] for each in after["samples"]["new"]] == ["new"] and after["samples"]["after"] == 0
+    assert after["checkpoints"] == [] and after["end"]["stop_reason"] is None
+    assert [note["event"] for note in after["notes"]] == ["resume"]
+    book.steps(5, 6)
+    assert story(page, "a", after["next"])["steps"]["step"] == [5]
+
+
 def test_the_time_left_follows_the_pace_of_this_sitting(logs):
     book = Logbook(logs, "a").start().steps(0, 40)
     book.now += 10_000

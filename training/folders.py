@@ -151,6 +151,11 @@ def saved(folder: Path, kind: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"{kind}_*{SHARDS}") if (path / PLAIN).exists())
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name: `last_00000500.dcp`, or `last_00000500-1a2b3c4d.dcp` where it was set aside."""
+    return int(path.name.removesuffix(SHARDS).split("_")[1].split("-")[0])
+
+
 def resumable(folder: Path) -> list[Path]:
     """The checkpoints of a run that resuming may use, newest first."""
     return [path for kind in ("last", "step") for path in reversed(saved(folder, kind))]
@@ -169,6 +174,10 @@ def steps_done(folder: Path) -> int:
 
 class Folders(Files):
     """Folders, which all ranks write and read at once: they must all see the same `--out_dir`."""
+
+    def __init__(self, folder: Path, ranks: Ranks):
+        super().__init__(folder, ranks)
+        self.passed_over: set[Path] = set()  # damaged: none of these is kept in the place of a whole one
 
     def save_last(self, content: dict[str, Any]) -> None:
         self.save("last", content, keep=2)
@@ -212,9 +221,11 @@ class Folders(Files):
             os.replace(path, path.with_name(f"{path.name.removesuffix(SHARDS)}-{uuid.uuid4().hex[:8]}{SHARDS}"))
         os.replace(fresh, path)
         checkpoint.sync_folder(self.folder)
+        self.passed_over.discard(path)
         others = [each for each in saved(self.folder, path.name.split("_")[0]) if each != path]
-        older = [each for each in others if each.name < path.name]  # what is newer was undone by a rewind or a resume
-        for each in set(others) - set(older[max(0, len(older) - keep + 1) :]):
+        older = {step_of(each): each for each in others if each not in self.passed_over}  # one of each step
+        steps = sorted(step for step in older if step < step_of(path))  # what is newer was undone by a rewind or a resume
+        for each in set(others) - {older[step] for step in steps[max(0, len(steps) - keep + 1) :]}:
             remove(each)
 
     def together(self, path: Path, work: Callable[[], Any]) -> list[Any]:
@@ -244,6 +255,7 @@ class Folders(Files):
             try:
                 return self.verified(path), path
             except CorruptCheckpoint as error:
+                self.passed_over.add(path)
                 say(f"{error} Going on from the one before it.")
         raise UserError(f"{self.folder} holds no checkpoint to resume from: start the run without --resume.")
 

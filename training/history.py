@@ -112,6 +112,7 @@ class Run:
     """A run as its log tells it, up to where it was read.
 
     Where a run was resumed or went back, what it had done beyond that step is dropped: the curves show the weights' own past.
+    A run whose checkpoints were deleted, and that was begun anew under its name, writes behind its old lines: only the new ones count.
 
     Attributes:
         start: the event of that name, or an empty dict.
@@ -122,7 +123,7 @@ class Run:
         checkpoints: the event of the file's last save, by its name.
         notes: events that a person should know of: resume, rewind, micro_batch.
         broken: lines that could not be read.
-        id: another one once the file was replaced, and everything was read anew.
+        id: another one once the file was replaced, and everything was read anew, or the run begun anew.
         read: how much of the file was read, 0 to 1.
     """
 
@@ -134,7 +135,12 @@ class Run:
 
     def forget(self) -> None:
         """Back to having read nothing."""
-        self.id, self.offset, self.tail = secrets.token_hex(4), 0, b""
+        self.offset, self.tail, self.broken = 0, b"", 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Back to a run of which nothing is known, wherever in the file it begins."""
+        self.id = secrets.token_hex(4)
         self.start: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
         self.steps = Curve("loss", "rate", "tokens_per_second", "mfu")
@@ -142,7 +148,7 @@ class Run:
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES)
         self.notes: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self.checkpoints: dict[str, dict[str, Any]] = {}
-        self.sampled = self.broken = 0
+        self.sampled = 0
         self.first_time = self.last_time = 0.0  # seconds since 1970
         self.away = 0.0  # seconds between sittings
         self.longest_gap = 0.0
@@ -205,6 +211,8 @@ class Run:
             KeyError, TypeError: for one that is not as ours are.
         """
         kind = event["event"]
+        if kind == "start":
+            self.begin()
         self.take_time(event["time"], pause=kind == "resume")
         match kind:
             case "step":

@@ -116,15 +116,19 @@ def open_board(folder: Path):
 
 
 def read_events(folder: Path) -> list[dict]:
-    """The lines of a run; a last one that a kill cut in half is left out."""
+    """The lines of a run, from its last start on: what stands before is of one whose checkpoints were deleted, and that had the same
+    name. A last line that a kill cut in half is left out."""
     lines = []
     try:
         with open(folder / "events.jsonl", encoding="utf-8") as file:
             for line in file:
                 try:
-                    lines.append(json.loads(line))
+                    event = json.loads(line)
                 except ValueError:
                     continue
+                if event["event"] == "start":
+                    lines.clear()
+                lines.append(event)
     except FileNotFoundError:
         pass
     return lines
@@ -151,38 +155,33 @@ def draw(folder: Path, title: str, entropy: float | None = None) -> Path:
     events = read_events(folder)
     steps = sorted(latest_by_step(events, "step").items())
     scores = sorted(latest_by_step(events, "evaluation").items())
+    known = [event for _, event in scores if event["loss"] is not None and event["bpb"] is not None]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), height_ratios=(3, 1), sharex=True, layout="constrained")
     xs, losses = [k for k, _ in steps], [event["loss"] for _, event in steps]
+    smoothed = smooth(losses)
     if any(loss is not None for loss in losses):
-        top.plot(
-            xs,
-            [math.nan if loss is None else loss for loss in losses],
-            color="0.8",
-            linewidth=0.6,
-            label="training batch",
-        )
-        top.plot(xs, smooth(losses), color="tab:blue", linewidth=1.2, label="training, smoothed")
+        top.plot(xs, [number(loss) for loss in losses], color="0.8", linewidth=0.6, label="training batch")
+        top.plot(xs, smoothed, color="tab:blue", linewidth=1.2, label="training, smoothed")
     if scores:
-        at = [k for k, _ in scores]
         top.errorbar(
-            at,
-            [e["loss"] for _, e in scores],
-            yerr=[e["loss_se"] or 0 for _, e in scores],
+            [k for k, _ in scores],
+            [number(event["loss"]) for _, event in scores],
+            yerr=[event["loss_se"] or 0 for _, event in scores],
             color="tab:orange",
             marker=".",
             label="validation",
         )
-        if entropy is not None and scores[-1][1]["bpb"]:
-            floor = entropy * scores[-1][1]["loss"] / scores[-1][1]["bpb"]
-            top.axhline(floor, color="tab:green", linestyle=":", label=f"true entropy, {entropy:.3f} bits per byte")
-        top.set_title(f"{title}: {scores[-1][1]['loss']:.3f} nats per token, {scores[-1][1]['bpb']:.3f} bits per byte")
-    finite_losses = [loss for loss in losses if loss is not None] + [
-        e["loss"] for _, e in scores if e["loss"] is not None
-    ]
-    if finite_losses:
-        top.set_ylim(
-            0.9 * min(finite_losses), 1.02 * max(smooth(losses)[min(5, len(losses) - 1) :], default=max(finite_losses))
-        )
+    if known:
+        loss, bpb = known[-1]["loss"], known[-1]["bpb"]
+        if entropy is not None and bpb:
+            top.axhline(
+                entropy * loss / bpb, color="tab:green", linestyle=":", label=f"true entropy, {entropy:.3f} bits per byte"
+            )
+        top.set_title(f"{title}: {loss:.3f} nats per token, {bpb:.3f} bits per byte")
+    drawn = [loss for loss in losses if loss is not None] + [event["loss"] for event in known]
+    if drawn:
+        settled = [value for value in smoothed[min(5, len(losses) - 1) :] if math.isfinite(value)]
+        top.set_ylim(0.9 * min(drawn), 1.02 * max(settled, default=max(drawn)))
     top.set_ylabel("loss, nats per token")
     top.legend()
     bottom.plot(xs, [event["rate"] for _, event in steps], color="tab:red", linewidth=1)
@@ -192,6 +191,11 @@ def draw(folder: Path, title: str, entropy: float | None = None) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def number(value: float | None) -> float:
+    """A value of the log as it can be drawn: what was not finite stands there as null."""
+    return math.nan if value is None else value
 
 
 def smooth(values: list[float | None], memory: float = 0.95) -> list[float]:
