@@ -241,13 +241,17 @@ def test_services_are_called_by_their_names():
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not on this machine")
 def test_the_token_is_made_once(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
+    token, make = tmp_path / "deploy/secrets/metrics_token", ["make", "-s", "deploy/secrets/metrics_token"]
+    assert subprocess.run([*make, "PYTHON=false"], cwd=tmp_path, capture_output=True).returncode
+    assert not token.exists(), "what failed would be taken for done"
     texts = []
     for _ in range(2):
-        subprocess.run(["make", "-s", "deploy/secrets/metrics_token"], cwd=tmp_path, check=True, capture_output=True)
-        texts.append((tmp_path / "deploy/secrets/metrics_token").read_text().strip())
+        subprocess.run(make, cwd=tmp_path, check=True, capture_output=True, **({"umask": 0o077} if os.name == "posix" else {}))
+        texts.append(token.read_text().strip())
     assert texts[0] == texts[1] and re.fullmatch(r"[0-9a-f]{64}", texts[0])
     if os.name == "posix":
-        assert (tmp_path / "deploy/secrets").stat().st_mode & 0o077 == 0
+        assert token.parent.stat().st_mode & 0o077 == 0
+        assert token.stat().st_mode & 0o444 == 0o444, "containers read it as users of their own"
 
 
 # ---- dashboard and alerts
