@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,27 @@ def test_an_exported_model_has_our_logits(tmp_path, tiny_model, shape):
     assert "transformers" in told
     with torch.no_grad():
         torch.testing.assert_close(logits_of(tmp_path / "out", ids(model)), model(ids(model)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("the model type `qwen3` is not recognized.\n\nYou can update it."), "it says: the model type `qwen3` is not recognized.)"),
+        (TypeError("unexpected keyword argument 'dtype'"), "update it to compare with it; it says: unexpected keyword"),
+        (ImportError("no torch"), "(install transformers to compare with it)"),
+    ],
+)
+def test_a_transformers_that_cannot_load_it_does_not_break_the_export(tmp_path, tiny_model, monkeypatch, error, told):
+    class TooOld:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise error
+
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=TooOld))
+    model = tiny_model(**SHAPES["modern"])
+    said = write_folder(save_ours(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out")
+    assert said.startswith("checked with our own importer (") and told in said and "largest difference" in said
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("shape", ["classic", "modern, untied, grouped"])

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import checkpoint
 import tokenizer as tokenizers
 from config import ModelConfig, UserError
-from model import GPT
+from model import GPT, build
 from tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOLERANCE = 1e-3  # largest difference of a logit between our model and the exported one
@@ -592,29 +592,36 @@ def load_text_model(path: Path | str) -> tuple[GPT, Tokenizer, dict]:
 
 
 def compare_logits(model: GPT, folder: Path) -> str:
-    """The exported model's logits beside ours: by transformers where it is installed, else by reading the files back."""
+    """The exported model's logits beside ours."""
     idx = torch.randint(
         model.config.vocab_size, (2, min(64, model.config.block_size)), generator=torch.Generator().manual_seed(0)
     )
-    ours = model(idx).detach()
-    try:
-        from transformers import AutoModelForCausalLM
-
-        reader, theirs = (
-            "transformers",
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(idx).logits.detach(),
-        )
-    except ImportError:
-        content = read_folder(folder)
-        again = GPT(ModelConfig(**{k: v for k, v in content["config"].items() if k != "kind"}))
-        again.load_state_dict(content["model"])
-        reader, theirs = "our own importer (install transformers to compare with it)", again.eval()(idx).detach()
+    reader, peer = reads(folder)
+    ours, theirs = model(idx).detach(), peer(idx).detach()
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported model's logits differ from ours by {difference:g}: nothing was written. Please report this checkpoint."
         )
     return f"checked with {reader}: {idx.numel()} positions, largest difference of a logit {difference:.1e}"
+
+
+def reads(folder: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Who reads an exported folder, and what makes logits of ids there: transformers where it can load it, else our own importer."""
+    try:
+        from transformers import AutoModelForCausalLM
+
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return "transformers", lambda idx: theirs(idx).logits
+    except ImportError:
+        why = "install transformers to compare with it"
+    except Exception as error:  # an older one does not know the architecture, or `dtype`: errors of many kinds
+        said = str(error).partition("\n")[0] or type(error).__name__
+        why = f"the installed transformers cannot load it, update it to compare with it; it says: {said}"
+    content = read_folder(folder)
+    again = build(content["config"])
+    again.load_state_dict(content["model"])
+    return f"our own importer ({why})", again.eval()
 
 
 def card(model: nn.Module, provenance: dict) -> str:
