@@ -396,6 +396,7 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, tiny_model, room):
 
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
 CHATS = {
+    "braces within": LOOP.replace("<{{ m.role }}>", "{ {{- m.role -}} } "),
     "bos": "{{ bos_token }}" + LOOP,
     "no bos": LOOP,
     "lines": "{% for m in messages %}{{ '[' + m.role + ']\\n' + m.content + '\\n' }}{% endfor %}{{ '[assistant]\\n' }}",
@@ -411,6 +412,9 @@ UNSAYABLE = {
     "drops old answers": "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.role + m.content }}{% endif %}{% endfor %}",
     "braces": LOOP.replace("<assistant>", "{{ '{{' }}"),
     "ends in a quote": LOOP + '"',
+    "a brace before the words": LOOP.replace(">{{", ">{{ '{' }}{{"),
+    "a brace after the words": LOOP.replace("{{ eos_token }}", "{{ '{' }}"),
+    "a brace at the start": "{{ '{' }}" + LOOP,
 }
 
 
