@@ -131,7 +131,8 @@ need_registry = @[ -n "$(REGISTRY)" ] || { echo "Where to? make $@ REGISTRY=ghcr
 # The folder is private, so the file need not be: containers read it as users of their own.
 deploy/secrets/metrics_token:
 	@mkdir -p -m 700 deploy/secrets
-	@$(or $(PYTHON),python3) -c 'import secrets; print(secrets.token_hex(32))' >$@
+	@$(or $(PYTHON),python3) -c 'import secrets; print(secrets.token_hex(32))' >$@.tmp
+	@chmod 644 $@.tmp && mv $@.tmp $@
 
 build/tools/.installed: deploy/requirements.txt
 	@$(or $(PYTHON),python3) -m venv build/tools
@@ -141,7 +142,7 @@ build/tools/.installed: deploy/requirements.txt
 ##@ Tidying up
 # find does not follow links, and rm takes a link away without touching what it points to.
 clean: ## Remove caches and build files
-	@find . \( -path ./.git -o -path ./venv -o -path ./data -o -path ./checkpoints -o -path ./logs \) \
+	@find . \( -path ./.git -o -path ./venv -o -path ./.venv -o -path ./data -o -path ./checkpoints -o -path ./logs \) \
 		-prune -o -type d \( -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache \
 		-o -name .hypothesis -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 	@rm -rf build dist .coverage
@@ -150,13 +151,17 @@ clean: ## Remove caches and build files
 clean-checkpoints: ## Delete the trained models (asks first; FORCE=1 does not)
 	@$(drop_checkpoints); [ -z "$$refused" ]
 
-clean-all: clean ## clean, and logs, token caches, venv/ (and, if you say so, checkpoints)
+# Caches of data are named by sixteen digits of a sum; a user's own folder, such as data/media-2024, is not.
+four = [0-9a-f][0-9a-f][0-9a-f][0-9a-f]
+digest = $(four)$(four)$(four)$(four)
+
+clean-all: clean ## clean, and logs, caches of data, venv/ (and, if you say so, checkpoints)
 	@for folder in logs data; do \
 		[ ! -h $$folder ] || echo "$$folder/ is a link: what it points to stays."; done
 	@[ -h logs ] || rm -rf logs
-	@[ -h data ] || rm -rf data/tokens-???????????????? data/tokens-????????????????.* data/digests.json
+	@[ -h data ] || rm -rf $(foreach kind,tokens media,data/$(kind)-$(digest) data/$(kind)-$(digest).*) data/digests.json
 	@rm -rf venv
-	@echo "Logs, token caches and venv/ are gone; your own files under data/ stay."
+	@echo "Logs, caches of data and venv/ are gone; your own files under data/ stay."
 	@$(drop_checkpoints)
 
 # Checkpoints are hours of work, so they go only after a yes.

@@ -148,6 +148,25 @@ for site in Path("venv/lib").glob("python*/site-packages"):
                 sys.exit(1)' 2>/dev/null
 }
 
+# Clears away a venv/ that is not sound. One of another Python that no set-up of ours has filled is not
+# ours to delete: it may hold what its owner needs.
+clear_away() {
+    verdict="$(probe "$py")" || verdict=gone
+    version="${verdict% *}"
+    set -- venv/.installed-*
+    case "$verdict" in
+        *version)
+            [ -e "$1" ] || die \
+                "venv/ is of Python $version, and this needs 3.11, 3.12 or 3.13. Nothing tells that this set-up made it, so it stays." \
+                "    mv venv venv-$version    keeps its files, though its scripts go on naming the old place" \
+                "    rm -rf venv            deletes it" \
+                "Do one of the two, then run this again."
+            say "venv/ is of Python $version, which does not fit: making it again." ;;
+        *) say "venv/ is damaged, or its Python is gone: making it again." ;;
+    esac
+    rm -rf venv # of a link, the link
+}
+
 # One set-up at a time. The locks sit on this folder and, where venv/ is a link, on the folder in which
 # it really lies, so that checkouts which share one wait for each other. They are held by way of
 # descriptors 9 and 8, and the kernel drops them when the last process of this set-up ends, however it
@@ -180,10 +199,7 @@ ensure() {
     ! complete "$1" || return 0 # the one that we waited for has done it
 
     if [ -e venv ] || [ -h venv ]; then
-        if ! sound; then
-            say "venv/ is damaged, or its Python is gone: making it again."
-            rm -rf venv # of a link, the link
-        fi
+        sound || clear_away
     fi
     if [ ! -e venv ]; then
         find_python
@@ -227,7 +243,7 @@ install_here() {
     "$into" -m pip --version >/dev/null 2>&1 || die \
         "$into has no pip. Debian and Ubuntu: sudo apt install python3-pip"
     install_runtime
-    say "Installed. Try: $python train.py"
+    say "Installed. Try: $python train.py --preset quick"
 }
 
 in_a_virtual_environment() {
@@ -286,7 +302,7 @@ case "${1:-setup}" in
     setup)
         ensure runtime
         say "venv/ is ready. Next: make train" \
-            "  (or: . venv/bin/activate, then python train.py)" ;;
+            "  (or: . venv/bin/activate, then python train.py --preset quick)" ;;
     runtime) ensure runtime ;; # as setup, without a word when there is nothing to do
     dev) ensure dev ;;
     init) mkdir -p checkpoints data logs ;;

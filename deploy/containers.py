@@ -163,10 +163,10 @@ def serving(image: str, *flags: str, network: str = "", **environ: str) -> Itera
     }
     before, behind = how[network]
     settings = [word for item in environ.items() for word in ("--env", "=".join(item))]
-    run("docker", "run", "--detach", "--name", name, *LOCKED, *before, *flags, *settings, image, *behind)
     outside = f"{outside_address() if network == 'host' else '127.0.0.1'}:{port}"
     server = Server(name, "" if network == "none" else f"http://127.0.0.1:{port}", outside)
-    try:
+    try:  # from here on, since docker keeps a container that it could make but not start
+        run("docker", "run", "--detach", "--name", name, *LOCKED, *before, *flags, *settings, image, *behind)
         if server.url:
             wait(lambda: httpx.get(f"{server.url}/healthz").status_code == 200, 60, "the server")
         yield server

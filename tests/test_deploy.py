@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 import serve
 from config import ROOT, ServeConfig, UserError, variable
-from deploy import monitoring, verify
+from deploy import containers, monitoring, verify
 from server.auth import Gate
 from server.errors import ApiError
 from server.greeting import first_lines
@@ -241,13 +241,31 @@ def test_services_are_called_by_their_names():
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not on this machine")
 def test_the_token_is_made_once(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
+    token, make = tmp_path / "deploy/secrets/metrics_token", ["make", "-s", "deploy/secrets/metrics_token"]
+    assert subprocess.run([*make, "PYTHON=false"], cwd=tmp_path, capture_output=True).returncode
+    assert not token.exists(), "what failed would be taken for done"
     texts = []
     for _ in range(2):
-        subprocess.run(["make", "-s", "deploy/secrets/metrics_token"], cwd=tmp_path, check=True, capture_output=True)
-        texts.append((tmp_path / "deploy/secrets/metrics_token").read_text().strip())
+        subprocess.run(make, cwd=tmp_path, check=True, capture_output=True, **({"umask": 0o077} if os.name == "posix" else {}))
+        texts.append(token.read_text().strip())
     assert texts[0] == texts[1] and re.fullmatch(r"[0-9a-f]{64}", texts[0])
     if os.name == "posix":
-        assert (tmp_path / "deploy/secrets").stat().st_mode & 0o077 == 0
+        assert token.parent.stat().st_mode & 0o077 == 0
+        assert token.stat().st_mode & 0o444 == 0o444, "containers read it as users of their own"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+def test_a_container_that_could_not_start_is_taken_away(tmp_path, monkeypatch):
+    """Docker keeps one whose port is taken, for example."""
+    docker, told = tmp_path / "docker", tmp_path / "told"
+    docker.write_text(f'#!/bin/sh\necho "$*" >>{told}\n[ "$1" != run ] || {{ echo "port is taken" >&2; exit 125; }}\n')
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(containers.Failed, match="port is taken"), containers.serving("image"):
+        pass
+    asked = told.read_text().splitlines()
+    name = re.search(r"--name (\S+)", asked[0])[1]
+    assert asked[0].startswith("run ") and asked[-1] == f"rm --force --volumes {name}"
 
 
 # ---- dashboard and alerts

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +164,27 @@ def test_an_exported_model_has_our_logits(tmp_path, tiny_model, shape):
         torch.testing.assert_close(logits_of(tmp_path / "out", ids(model)), model(ids(model)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("the model type `qwen3` is not recognized.\n\nYou can update it."), "it says: the model type `qwen3` is not recognized.)"),
+        (TypeError("unexpected keyword argument 'dtype'"), "update it to compare with it; it says: unexpected keyword"),
+        (ImportError("no torch"), "(install transformers to compare with it)"),
+    ],
+)
+def test_a_transformers_that_cannot_load_it_does_not_break_the_export(tmp_path, tiny_model, monkeypatch, error, told):
+    class TooOld:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise error
+
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=TooOld))
+    model = tiny_model(**SHAPES["modern"])
+    said = write_folder(save_ours(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out")
+    assert said.startswith("checked with our own importer (") and told in said and "largest difference" in said
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("shape", ["classic", "modern, untied, grouped"])
 def test_a_trained_model_goes_out_and_comes_back(tmp_path, tiny_model, shape):
     model = tiny_model(**SHAPES[shape]).train()
@@ -294,14 +316,48 @@ def test_a_tokenizer_that_gives_other_ids_is_refused(tmp_path, bpe):
         our_tokenizer(tmp_path, bpe.vocab_size)
 
 
-@pytest.mark.parametrize("damage", ["other ids", "no file", "no json", "too large"])
+def without_merges(theirs: dict) -> None:
+    del theirs["model"]["merges"]
+
+
+def of_an_unknown_part(theirs: dict) -> None:
+    theirs["pre_tokenizer"] = {"type": "OfTomorrow"}
+
+
+def of_an_unknown_pattern(theirs: dict) -> None:
+    theirs["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": r"(?y{g})\X"}, "behavior": "Isolated", "invert": False}
+
+
+def without_some_bytes(theirs: dict) -> None:
+    theirs["model"] |= {"vocab": {c: i for i, c in enumerate("aelh")}, "merges": []}
+    theirs["added_tokens"] = []
+
+
+def that_panics(theirs: dict) -> None:
+    theirs["truncation"] = {"max_length": 1, "stride": 5, "strategy": "LongestFirst", "direction": "Right"}
+
+
+def with_mixed_ids(theirs: dict) -> None:
+    theirs["model"]["vocab"]["a"] = "97"
+
+
+SPOILT = [without_merges, of_an_unknown_part, of_an_unknown_pattern, without_some_bytes, that_panics, with_mixed_ids]
+
+
+@pytest.mark.parametrize("damage", ["other ids", "no file", "no json", "too large", *SPOILT])
 def test_a_tokenizer_of_no_use_is_refused_with_a_true_way_out(tmp_path, bpe, damage):
-    their_tokenizer(CharTokenizer("abc") if damage == "other ids" else bpe).save(str(tmp_path / "tokenizer.json"))
+    file, told = tmp_path / "tokenizer.json", ""
+    their_tokenizer(CharTokenizer("abc") if damage == "other ids" else bpe).save(str(file))
     if damage == "no file":
-        (tmp_path / "tokenizer.json").unlink()
+        file.unlink()
     if damage == "no json":
-        (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=tmp_path.name) as caught:
+        file.write_text("{")
+    if damage in SPOILT:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        damage(theirs)
+        file.write_text(json.dumps(theirs))
+        told = "is no byte-level BPE with all 256 bytes" if damage is without_some_bytes else "cannot be read .*or choose a model"
+    with pytest.raises(UserError, match=rf"{tmp_path.name}.*{told}") as caught:
         our_tokenizer(tmp_path, 300 if damage == "too large" else bpe.vocab_size)
     assert "--tokenizer_from" not in str(caught.value)
 
@@ -485,10 +541,76 @@ def list_for_config(folder: Path) -> str:
     return "no readable config.json"
 
 
+def a_setting_of_another_type(folder: Path) -> str:
+    edit_config(folder, n_layer="2")
+    return r"n_layer is '2' in config.json, where a whole number is wanted"
+
+
+def half_a_layer(folder: Path) -> str:
+    edit_config(folder, n_layer=1.5)
+    return r"n_layer is 1\.5 in config.json"
+
+
+def yes_for_a_number(folder: Path) -> str:
+    edit_config(folder, n_head=True)
+    return "n_head is True in config.json"
+
+
+def nothing_for_a_setting(folder: Path) -> str:
+    edit_config(folder, vocab_size=None)
+    return "says nothing of 'vocab_size'"
+
+
+def a_word_for_yes(folder: Path) -> str:
+    edit_config(folder, tie_word_embeddings="false")
+    return "tie_word_embeddings is 'false' in config.json, where true or false is wanted"
+
+
+def a_list_of_kinds(folder: Path) -> str:
+    edit_config(folder, model_type=["gpt2"])
+    return r"model_type is \['gpt2'\]"
+
+
 DAMAGES = {
     f.__name__: f
-    for f in (only_bin, cut, without_a_tensor, of_another_shape, without_a_setting, without_config, list_for_config)
+    for f in (
+        only_bin,
+        cut,
+        without_a_tensor,
+        of_another_shape,
+        without_a_setting,
+        without_config,
+        list_for_config,
+        a_setting_of_another_type,
+        half_a_layer,
+        yes_for_a_number,
+        nothing_for_a_setting,
+        a_word_for_yes,
+        a_list_of_kinds,
+    )
 }
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn' in config.json, where an object is wanted"),
+        ({"rope_parameters": "default"}, "rope_parameters is 'default'"),
+        ({"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta is '1e6' in config.json, where a number is wanted"),
+        ({"rms_norm_eps": [1e-6]}, "rms_norm_eps is"),
+    ],
+)
+def test_a_qwen3_with_settings_of_another_type_is_refused(values, told):
+    with pytest.raises(UserError, match=told):
+        our_config({"model_type": "qwen3", **QWEN3, **values})
+
+
+def test_a_setting_that_is_null_is_as_if_it_were_not_there():
+    """For transformers, no number of heads for keys and values means as many as there are heads."""
+    nothing = dict.fromkeys(["num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_parameters", "tie_word_embeddings"])
+    found = our_config({"model_type": "qwen3", **QWEN3, **nothing})
+    assert (found.n_kv_head, found.head_dim, found.norm_eps, found.rope_theta, found.tied_head) == (4, 8, 1e-6, 1e4, False)
 
 
 QWEN_WORDS = (

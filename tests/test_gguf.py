@@ -269,6 +269,22 @@ def test_greedy_text_must_be_ours_but_for_ties(tiny_model):
         gguf_export.compare_logits(answered(model, prompts, second, gap + 0.01), model, prompts, "f32")
 
 
+def test_a_context_of_one_token_leaves_none_to_write(tiny_model):
+    model = tiny_model(block_size=1)
+    with torch.no_grad():
+        logits = [model(torch.tensor([[token]]))[0].numpy() for token in (256, 7)]
+    answer = llama_peer.Answer("0", [], [], [[256], [7]], logits)
+    assert "it wrote none" in gguf_export.compare_logits(answer, model, answer.read, "f32")
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_a_model_with_a_context_of_one_token_is_exported(tmp_path, tiny_model, architecture):
+    model = tiny_model(block_size=1, architecture=architecture)
+    told = write_folder(save(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out")
+    assert "it wrote none" in told[2]
+
+
 # ---- llama.cpp that is not there, refuses, or crashes
 
 
@@ -304,6 +320,20 @@ def test_a_file_that_llama_cpp_refuses_is_not_kept(tmp_path, tiny_model, monkeyp
     with pytest.raises(UserError, match=r"does not take the file \(error: no such thing\)"):
         write_folder(save(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_without_a_word_is_a_sentence(tmp_path, monkeypatch):
+    pretend(tmp_path, monkeypatch, "raise ValueError('Failed to load model')")
+    with pytest.raises(UserError, match=r"does not take the file \(it does not say why\)"):
+        ask(tmp_path / "a.gguf", [], [[0]], 0)
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 134])
+def test_a_runtime_that_gives_up_is_no_refusal(tmp_path, monkeypatch, code):
+    """What Python and the C runtimes exit with of themselves: 3 is an abort on Windows."""
+    pretend(tmp_path, monkeypatch, f"import os; os._exit({code})")
+    with pytest.raises(NoAnswer, match="broke down"):
+        ask(tmp_path / "a.gguf", [], [[0]], 0)
 
 
 def test_llama_cpp_that_takes_for_ever_is_not_waited_for(tmp_path, monkeypatch):
@@ -344,6 +374,18 @@ def test_a_weight_that_a_type_cannot_hold_is_refused(tmp_path, tiny_model):
         write_folder(path, tmp_path / "out", "f16")
     assert not (tmp_path / "out").exists()
     write_folder(path, tmp_path / "out", "bf16")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", gguf_export.KINDS)
+def test_weights_that_are_not_finite_are_refused_whatever_the_type(tmp_path, tiny_model, kind, value):
+    model = tiny_model()
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight[3, 4] = value
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_down\.weight has weights that are no finite numbers.*another checkpoint"):
+        write_folder(save(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
 
 
 def run(*arguments: str) -> int:
@@ -396,6 +438,7 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, tiny_model, room):
 
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
 CHATS = {
+    "braces within": LOOP.replace("<{{ m.role }}>", "{ {{- m.role -}} } "),
     "bos": "{{ bos_token }}" + LOOP,
     "no bos": LOOP,
     "lines": "{% for m in messages %}{{ '[' + m.role + ']\\n' + m.content + '\\n' }}{% endfor %}{{ '[assistant]\\n' }}",
@@ -411,6 +454,9 @@ UNSAYABLE = {
     "drops old answers": "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.role + m.content }}{% endif %}{% endfor %}",
     "braces": LOOP.replace("<assistant>", "{{ '{{' }}"),
     "ends in a quote": LOOP + '"',
+    "a brace before the words": LOOP.replace(">{{", ">{{ '{' }}{{"),
+    "a brace after the words": LOOP.replace("{{ eos_token }}", "{{ '{' }}"),
+    "a brace at the start": "{{ '{' }}" + LOOP,
 }
 
 

@@ -305,6 +305,36 @@ def test_a_venv_whose_python_is_gone_is_made_again(checkout):
     assert python.is_file()
 
 
+def of_another_python(checkout) -> Path:
+    """A venv/ of Python 3.14 with a file in it."""
+    python = checkout.root / "venv/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(FAKE_PYTHON.replace("3.12.4", "3.14.0"))
+    python.chmod(0o755)
+    (checkout.root / "venv/precious").touch()
+    return checkout.root / "venv/precious"
+
+
+def test_a_venv_of_another_python_that_is_not_ours_stays(checkout):
+    precious = of_another_python(checkout)
+    for command in (("sh", "setup.sh", "setup"), ("make", "train")):
+        refused(checkout.run(*command), "venv/ is of Python 3.14.0", "3.11, 3.12 or 3.13", "mv venv venv-3.14.0", "rm -rf venv")
+    assert precious.exists() and checkout.pip_calls() == []
+    precious.parent.rename(checkout.root / "venv-3.14.0")
+    assert checkout.setup()[0] == 0
+
+
+def test_a_venv_of_ours_whose_python_became_another_is_made_again(checkout):
+    checkout.setup()
+    with (checkout.root / "requirements.txt").open("a") as file:
+        file.write("extra==1.0\n")
+    precious = of_another_python(checkout)
+    code, output = checkout.setup()
+    assert code == 0
+    assert "venv/ is of Python 3.14.0, which does not fit: making it again." in output and "damaged" not in output
+    assert not precious.exists()
+
+
 def test_two_at_once_install_once(checkout):
     both = [checkout.start("sh", "setup.sh", "dev", SLOW="0.3") for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in both]
@@ -372,6 +402,12 @@ def test_install_force_breaks_system_packages_only_where_it_must(checkout, manag
         assert ("--break-system-packages" in call) == (managed == "True")
 
 
+def test_what_to_try_next_is_the_quick_preset(checkout):
+    for command, knobs in (("setup", {}), ("install", {"OUTSIDE": "0"})):
+        assert "train.py --preset quick" in checkout.setup(command, **knobs)[1]
+    assert "\npython train.py --preset quick\n" in (ROOT / "docs" / "INSTALL.md").read_text()
+
+
 def test_check_deps_names_what_is_missing_and_the_mend(checkout):
     (checkout.root / "requirements.txt").write_text("pytest==1.0\nno-such-package==2.3\n")
     (checkout.root / "requirements-dev.txt").write_text("-r requirements.txt\nalso-none==1\n")
@@ -418,18 +454,30 @@ def test_clean_all_keeps_the_users_data_and_unasked_checkpoints(checkout):
     checkout.setup()
     tokens = "data/tokens-0123456789abcdef"
     folders = ("tests/__pycache__", "logs/run", tokens, tokens + ".7.tmp", tokens + ".lock")
+    media = tokens.replace("tokens", "media")
+    folders += (media, media + ".7.tmp", media + ".lock")
     caches = [checkout.root / name for name in folders]
+    named_alike = checkout.root / "data/media-from-my-phone-01"
+    named_alike.mkdir()
     for folder in caches:
         folder.mkdir(parents=True, exist_ok=True)
     assert checkout.run("make", "clean-all")[0] == 0
     assert not any(folder.exists() for folder in [*caches, checkout.root / "venv"])
-    assert model.exists()
+    assert model.exists() and named_alike.exists()
     assert (checkout.root / "data/mine.txt").exists()
+
+
+def test_clean_leaves_environments_alone(checkout):
+    theirs = [checkout.root / place / "lib/__pycache__" for place in ("venv", ".venv")]
+    for folder in theirs:
+        folder.mkdir(parents=True)
+    assert checkout.run("make", "clean")[0] == 0
+    assert all(folder.exists() for folder in theirs)
 
 
 def test_clean_does_not_follow_links(checkout, tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    for folder in ("__pycache__", "tokens-0123456789abcdef", "run"):
+    for folder in ("__pycache__", "tokens-0123456789abcdef", "media-0123456789abcdef", "run"):
         (elsewhere / folder).mkdir(parents=True)
         (elsewhere / folder / "precious").touch()
     for name in ("checkpoints", "logs", "data", "src", "venv", "build"):
@@ -438,7 +486,7 @@ def test_clean_does_not_follow_links(checkout, tmp_path):
     code, output = checkout.run("make", "clean-all", "FORCE=1")
     assert code == 0
     assert output.count("is a link") == 3
-    assert len(list(elsewhere.glob("*/precious"))) == 3
+    assert len(list(elsewhere.glob("*/precious"))) == 4
 
 
 # ---- a browser for the tests of the pages ----------------------------------------------

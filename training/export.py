@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import checkpoint
 import tokenizer as tokenizers
 from config import ModelConfig, UserError
-from model import GPT
+from model import GPT, build
 from tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOLERANCE = 1e-3  # largest difference of a logit between our model and the exported one
@@ -174,6 +174,7 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
 
     Raises:
         UserError: for a model that is neither GPT-2 nor a dense Qwen3, naming what differs.
+        KeyError: naming a setting that it does not have.
     """
     kind = theirs.get("model_type")
     refused = {
@@ -184,7 +185,7 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
         },
         "qwen3": {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
     }
-    if kind not in refused:
+    if kind not in [*refused]:  # a list, since what stands in the file may be one
         raise UserError(f"model_type is {kind!r}; import reads 'gpt2' and 'qwen3' (dense).")
     for name, allowed in refused[kind].items():
         if theirs.get(name, allowed[0]) not in allowed:
@@ -194,33 +195,53 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
     if kind == "gpt2":
         return ModelConfig(
             architecture="classic",
-            vocab_size=theirs["vocab_size"],
-            n_layer=theirs["n_layer"],
-            n_head=theirs["n_head"],
-            n_embd=theirs["n_embd"],
-            n_inner=theirs.get("n_inner") or 0,
-            block_size=theirs["n_positions"],
-            tied_head=theirs.get("tie_word_embeddings", True),
-            norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
+            vocab_size=stated(theirs, "vocab_size", int),
+            n_layer=stated(theirs, "n_layer", int),
+            n_head=stated(theirs, "n_head", int),
+            n_embd=stated(theirs, "n_embd", int),
+            n_inner=stated(theirs, "n_inner", int, 0),
+            block_size=stated(theirs, "n_positions", int),
+            tied_head=stated(theirs, "tie_word_embeddings", bool, True),
+            norm_eps=stated(theirs, "layer_norm_epsilon", float, 1e-5),
         )
-    rope = theirs.get("rope_parameters") or {}
-    scaling = theirs.get("rope_scaling") or rope
+    rope = stated(theirs, "rope_parameters", dict, {})
+    scaling = stated(theirs, "rope_scaling", dict, {}) or rope
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":  # "type" before transformers 4.43
         raise UserError("the model stretches its rotary positions (rope_scaling), which this toolkit does not.")
     return ModelConfig(
         architecture="modern",
-        vocab_size=theirs["vocab_size"],
-        n_layer=theirs["num_hidden_layers"],
-        n_head=theirs["num_attention_heads"],
-        n_kv_head=theirs["num_key_value_heads"],
-        n_embd=theirs["hidden_size"],
-        head_dim=theirs.get("head_dim") or 0,
-        n_inner=theirs["intermediate_size"],
-        block_size=min(theirs["max_position_embeddings"], 32768),
-        tied_head=theirs.get("tie_word_embeddings", False),
-        rope_theta=rope.get("rope_theta", theirs.get("rope_theta", 10000.0)),
-        norm_eps=theirs.get("rms_norm_eps", 1e-6),
+        vocab_size=stated(theirs, "vocab_size", int),
+        n_layer=stated(theirs, "num_hidden_layers", int),
+        n_head=stated(theirs, "num_attention_heads", int),
+        n_kv_head=stated(theirs, "num_key_value_heads", int, 0),
+        n_embd=stated(theirs, "hidden_size", int),
+        head_dim=stated(theirs, "head_dim", int, 0),
+        n_inner=stated(theirs, "intermediate_size", int),
+        block_size=min(stated(theirs, "max_position_embeddings", int), 32768),
+        tied_head=stated(theirs, "tie_word_embeddings", bool, False),
+        rope_theta=stated(rope, "rope_theta", float, stated(theirs, "rope_theta", float, 10000.0)),
+        norm_eps=stated(theirs, "rms_norm_eps", float, 1e-6),
     )
+
+
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}  # in JSON's words
+
+
+def stated(theirs: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """A setting of a config.json; null is as if it were not there.
+
+    Raises:
+        UserError: when it is of another type.
+        KeyError: when it is not there, and has no default.
+    """
+    value = theirs.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise KeyError(name)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(f"{name} is {value!r} in config.json, where {TYPES[kind]} is wanted: copy config.json again.")
+    return value
 
 
 # ---- tokenizers
@@ -297,29 +318,45 @@ def our_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer of a transformers folder, where it is byte-level BPE.
 
     Raises:
-        UserError: when it is of another kind, or gives other ids than ours.
+        UserError: when it cannot be read, is of another kind, or gives other ids than ours.
     """
-    ours, whole = folder / OURS, folder / "tokenizer.json"
+    ours = folder / OURS
     try:
         if ours.exists():
             return tokenizers.from_dict(json.loads(ours.read_text(encoding="utf-8")))
-        vocabulary, words, added = their_vocabulary(folder)
-        known = [token for token in added if token["content"] and token["id"] < vocab_size]  # some were never given a row
-        controls = {token["content"]: token["id"] for token in known if token["special"]}
-        visible = {token["content"]: token["id"] for token in known if not token["special"]}
-        ends = their_ends(folder, controls | visible)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # it is no JSON, or not of this kind
-        raise UserError(f"the tokenizer in {folder} cannot be read ({error}): copy the folder again.") from error
+        return byte_level(folder, vocab_size)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tiktoken and tokenizers are written in Rust, whose panics are no Exception
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({error}): copy the folder again, "
+            "or choose a model with GPT-2's or Qwen's kind of tokenizer."
+        ) from error
+
+
+def byte_level(folder: Path, vocab_size: int) -> BPETokenizer:
+    """The byte-level BPE of a transformers folder.
+
+    Raises:
+        UserError: when it is of another kind, or gives other ids than ours. Other errors tell that it cannot be read.
+    """
+    whole = folder / "tokenizer.json"
+    vocabulary, words, added = their_vocabulary(folder)
+    known = [token for token in added if token["content"] and token["id"] < vocab_size]  # some were never given a row
+    controls = {token["content"]: token["id"] for token in known if token["special"]}
+    visible = {token["content"]: token["id"] for token in known if not token["special"]}
+    ends = their_ends(folder, controls | visible)
     to_byte, names = tokenizers.byte_symbols(), {token["content"] for token in added}
     ordered = sorted((i, piece) for piece, i in vocabulary.items() if piece not in names)
     named = [*controls.values(), *visible.values()]
     if (
         [i for i, _ in ordered] != list(range(len(ordered)))
         or any(c not in to_byte for _, piece in ordered for c in piece)
+        or not to_byte.keys() <= {piece for _, piece in ordered}
         or any(i < len(ordered) for i in named)
     ):
         raise UserError(
-            f"the tokenizer in {folder} is no byte-level BPE with ids in order, which is all that import reads: "
+            f"the tokenizer in {folder} is no byte-level BPE with all 256 bytes and ids in order, which is all that import reads: "
             "choose a model with GPT-2's kind of tokenizer."
         )
     ranks = [bytes(to_byte[c] for c in piece) for _, piece in ordered]
@@ -555,29 +592,36 @@ def load_text_model(path: Path | str) -> tuple[GPT, Tokenizer, dict]:
 
 
 def compare_logits(model: GPT, folder: Path) -> str:
-    """The exported model's logits beside ours: by transformers where it is installed, else by reading the files back."""
+    """The exported model's logits beside ours."""
     idx = torch.randint(
         model.config.vocab_size, (2, min(64, model.config.block_size)), generator=torch.Generator().manual_seed(0)
     )
-    ours = model(idx).detach()
-    try:
-        from transformers import AutoModelForCausalLM
-
-        reader, theirs = (
-            "transformers",
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(idx).logits.detach(),
-        )
-    except ImportError:
-        content = read_folder(folder)
-        again = GPT(ModelConfig(**{k: v for k, v in content["config"].items() if k != "kind"}))
-        again.load_state_dict(content["model"])
-        reader, theirs = "our own importer (install transformers to compare with it)", again.eval()(idx).detach()
+    reader, peer = reads(folder)
+    ours, theirs = model(idx).detach(), peer(idx).detach()
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported model's logits differ from ours by {difference:g}: nothing was written. Please report this checkpoint."
         )
     return f"checked with {reader}: {idx.numel()} positions, largest difference of a logit {difference:.1e}"
+
+
+def reads(folder: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Who reads an exported folder, and what makes logits of ids there: transformers where it can load it, else our own importer."""
+    try:
+        from transformers import AutoModelForCausalLM
+
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return "transformers", lambda idx: theirs(idx).logits
+    except ImportError:
+        why = "install transformers to compare with it"
+    except Exception as error:  # an older one does not know the architecture, or `dtype`: errors of many kinds
+        said = str(error).partition("\n")[0] or type(error).__name__
+        why = f"the installed transformers cannot load it, update it to compare with it; it says: {said}"
+    content = read_folder(folder)
+    again = build(content["config"])
+    again.load_state_dict(content["model"])
+    return f"our own importer ({why})", again.eval()
 
 
 def card(model: nn.Module, provenance: dict) -> str:

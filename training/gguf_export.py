@@ -110,7 +110,7 @@ def write_file(
         names: `name` of the model and its `chat_template`, where there are any.
 
     Raises:
-        UserError: for what cannot be said in the format.
+        UserError: for what cannot be said in the format, and for weights that are not finite.
     """
     gguf = library()
     refuse(model.config, tokenizer, kind)
@@ -121,6 +121,10 @@ def write_file(
             if key != "general.architecture":  # which the writer has put there
                 writer.add_key_value(key, value, types.UINT32 if type(value) is int else types.get_type(value))
         for name, weight, stored in tensors(model, kind):
+            if not np.isfinite(weight).all():
+                raise UserError(
+                    f"{name} has weights that are no finite numbers, so the model computes nothing: export another checkpoint."
+                )
             with np.errstate(over="ignore"):  # a weight that does not fit is found when the file is read back
                 writer.add_tensor(name, gguf.quants.quantize(weight, stored), raw_dtype=stored)
         writer.write_header_to_file()
@@ -296,6 +300,8 @@ def compare_logits(answer: Answer, model: GPT, prompts: list[list[int]], kind: s
 
 def compare_greedy(ours: torch.Tensor, chosen: torch.Tensor, tie: float) -> str:
     """Whether the tokens that llama.cpp chose, (N,), are the likeliest by our logits (N, V), or no more than a tie behind."""
+    if not len(chosen):
+        return "with room for one token only it wrote none"
     behind = ours.amax(-1) - ours.gather(-1, chosen[:, None])[:, 0]  # (N,) nats
     most, agree = behind.max(), int((behind == 0).sum())
     if not most <= tie:

@@ -21,7 +21,7 @@ import numpy as np
 
 from config import ROOT, UserError
 
-REFUSED = 3  # exit code: llama.cpp does not take the file
+REFUSED = 42  # exit code: llama.cpp does not take the file. Those below 4 are also Python's own, and those of an abort on Windows
 PATIENCE = 600  # seconds
 
 
@@ -68,7 +68,8 @@ def ask(file: Path, texts: list[str], prompts: list[list[int]], steps: int) -> A
         except subprocess.TimeoutExpired:
             raise NoAnswer(f"did not finish within {PATIENCE} seconds") from None
         if done.returncode == REFUSED:
-            told = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+            said = [line for line in done.stderr.splitlines() if line.strip()] or ["it does not say why"]
+            told = [line for line in said if "error" in line.lower()] or said
             raise UserError(
                 f"llama.cpp does not take the file ({told[-1].strip()}): nothing was written. "
                 "Update llama-cpp-python, or report this checkpoint."

@@ -61,7 +61,10 @@ def go_template(jinja: str, begins: bool, tokenizer: Tokenizer) -> str:
     except UserError:  # it refuses one of these conversations, for example what the system says
         return ""
     start, roles, end = around
-    if re.search(r'\{\{|"""', "".join([start, *sum(roles.values(), ()), end])):
+    spoken = sum(roles.values(), ())
+    if re.search(r'\{\{|"""', "".join([start, *spoken, end])):
+        return ""
+    if any(text.endswith("{") for text in (start, *spoken)):  # `{{` follows, and Go takes the first two of three braces for it
         return ""
     if start.startswith('"') or end.endswith('"'):  # a Modelfile has no way to quote these
         return ""
