@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from config import UserError
-from inference.kv_cache import ManyRows, OneRow, Slots
+from inference.kv_cache import ManyRows, OneRow, Slots, cache_dtype
 from inference.request import NotReady, Piece, Request, Settings, Token
 from inference.sampling import Sampler, uniform
 from inference.scheduler import Scheduler, Slot
@@ -82,7 +82,7 @@ class Engine:
         self.places = getattr(model, "places", None)  # the ids that stand for a picture or a sound, where the model takes any
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
-        self.cache = Slots(model.config, slots, weight.device, weight.dtype)
+        self.cache = Slots(model.config, slots, weight.device, cache_dtype(weight.dtype, weight.device.type))
         self.chunk = CHUNK.get(weight.device.type, CHUNK["cpu"])
         self.scheduler = Scheduler(slots, self.block_size, max_waiting, max_waiting_tokens, self.chunk)
         self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())

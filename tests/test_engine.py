@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from inference import engine as engines
-from inference import weights
+from inference import kv_cache, weights
 from inference.engine import Engine, stream, texts
 from inference.kv_cache import ManyRows
 from inference.request import Busy, NotReady, Request, Settings
@@ -221,8 +221,12 @@ def test_a_deterministic_request_gets_the_same_bits_under_any_load(tiny_model, s
         assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
+DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]  # of weights, of the cache
+
+
+@pytest.mark.parametrize(("dtype", "cache"), DTYPES)
+def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, monkeypatch, dtype, cache):
+    monkeypatch.setattr("inference.engine.cache_dtype", lambda *_: cache)
     model, chance = tiny_model(n_embd=64), random.Random(1)
     weights.prepare(model, dtype)
     for seed in range(6):
@@ -235,11 +239,12 @@ def test_a_seeded_request_gets_the_same_text_under_load(tiny_model, dtype):
         assert loaded.new == alone.new
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "cache"), DTYPES)
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
-def test_a_seed_keeps_its_bits_where_matrices_are_wide(tiny_model, architecture, dtype):
+def test_a_seed_keeps_its_bits_where_matrices_are_wide(tiny_model, monkeypatch, architecture, dtype, cache):
     """oneDNN adds up a float32 row of 1,280 numbers and more in two halves when it is the only one. Log-probabilities tell what
     the words do not."""
+    monkeypatch.setattr("inference.engine.cache_dtype", lambda *_: cache)
     model, chance = tiny_model(architecture=architecture, n_inner=1536), random.Random(2)
     weights.prepare(model, dtype)
     prompt = noise(chance, 20)
@@ -249,6 +254,22 @@ def test_a_seed_keeps_its_bits_where_matrices_are_wide(tiny_model, architecture,
     run(engine, alone)
     under_load(model, loaded, chance)
     assert loaded.tokens == alone.tokens and len(alone.tokens) == 40
+
+
+@pytest.mark.parametrize(("seconds", "dtype"), [((1.0, 3.0), torch.float32), ((1.0, 1.2), torch.bfloat16), ((3.0, 1.0), torch.bfloat16)])
+def test_keys_and_values_are_kept_in_the_dtype_that_is_clearly_faster(monkeypatch, seconds, dtype):
+    """The clock stands still but for what attention is said to cost in float32 and in bfloat16."""
+    clock, cost = [0.0], dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
+
+    def attend(q, k, v):
+        clock[0] += cost[k.dtype]
+
+    monkeypatch.setattr(kv_cache.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(kv_cache.F, "scaled_dot_product_attention", attend)
+    found = kv_cache.cache_dtype.__wrapped__
+    assert found(torch.bfloat16, "cpu") == dtype
+    assert found(torch.float32, "cpu") == torch.float32
+    assert found(torch.bfloat16, "cuda") == torch.bfloat16
 
 
 @pytest.mark.parametrize(("device", "int8", "apart"), [("cpu", False, False), ("cpu", True, True), ("cuda", False, True), ("mps", False, True)])
