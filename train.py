@@ -43,6 +43,7 @@ BAD_IN_A_ROW = 3  # skipped steps before the run goes back to its last good stat
 REWINDS = 3  # how often it may go back before it gives up
 SAVE_SECONDS = 600  # last.pt is written at least this often
 TENTHS = 10  # evaluations of a run with a time budget
+CLOSING = 4.0  # seconds that a run with a time budget keeps for its last files and the picture, beside the final evaluation
 FORWARD = 2.5  # how much faster a forward alone is than a whole step
 
 
@@ -174,7 +175,7 @@ class Trainer:
 
     def closing_seconds(self) -> float:
         """What the final evaluation, the last files and the picture will take, about."""
-        return 4.0 + (self.final_limit() or self.task.evaluation_tokens()) / self.plan.tokens_per_second / FORWARD
+        return CLOSING + (self.final_limit() or self.task.evaluation_tokens()) / self.plan.tokens_per_second / FORWARD
 
     def final_limit(self) -> int:
         """Tokens that the final evaluation scores, 0 for all: in a timed run, what a tenth of it allows."""

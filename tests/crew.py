@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from config import ROOT
 from tests.runs import environment
 
+PATIENCE = 120  # seconds that an errand may take: a rank that hangs in a collective would hang all the tests
 DRIVER = "import sys; sys.path.insert(0, sys.argv[1]); from tests.crew import serve; serve()"
 
 
@@ -55,8 +57,15 @@ class Crew:
             process.stdin.flush()
 
     def told(self) -> list[Told]:
-        """Waits for all ranks, in order."""
-        return [Told(**json.loads(process.stdout.readline() or "{}")) for process in self.processes]
+        """Waits for all ranks, in order, but not for ever: then the crew is killed, and has said nothing."""
+        late = threading.Timer(PATIENCE, self.kill)
+        late.start()
+        try:
+            said = [process.stdout.readline() for process in self.processes]
+        finally:
+            late.cancel()
+        assert all(said), f"a rank has ended, or all were killed after {PATIENCE} s"
+        return [Told(**json.loads(line)) for line in said]
 
     def run(self, *arguments: str) -> list[Told]:
         """Runs `train_cli.py` on all ranks to its end."""
@@ -74,6 +83,10 @@ class Crew:
     def signal(self, number: int) -> None:
         for process in self.processes:
             process.send_signal(number)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
 
     def close(self) -> None:
         for process in self.processes:

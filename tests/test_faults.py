@@ -280,15 +280,14 @@ WIDE = {"n_layer": 2, "n_embd": 128, "block_size": 256, "batch_size": 16, "max_i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
-def test_real_out_of_memory_is_mended_and_the_result_is_that_of_smaller_pieces(tmp_path):
+def test_real_out_of_memory_is_mended_and_the_result_is_that_of_smaller_pieces(tmp_path, monkeypatch):
     done = starve(tmp_path, 50 * 2**20, 16, *small_run(tmp_path, micro_batch_size=1, **WIDE))
     assert done.returncode == 0, done.stderr
     assert "out of memory: the micro-batch is now" in done.stdout
     step_sizes = {event["step"]: event["micro_batch"] for event in events(tmp_path, "step")}
     assert step_sizes[0] == 1 and 1 <= step_sizes[5] < 16
     assert sorted(step_sizes) == list(range(6))
-    other = cli(tmp_path, *small_run(tmp_path, "b", micro_batch_size=step_sizes[5], **WIDE))
-    assert other.returncode == 0, other.stderr
+    assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "b", micro_batch_size=step_sizes[5], **WIDE)) == 0
     for step, loss in losses(tmp_path, "b").items():
         assert losses(tmp_path)[step] == pytest.approx(loss, abs=1e-5)
 
@@ -307,6 +306,7 @@ def test_no_room_for_one_sequence_is_a_line_of_advice(tmp_path, monkeypatch):
 def test_a_model_that_no_memory_holds_is_a_line_of_advice(tmp_path, monkeypatch, capsys):
     how = {"n_embd": 131072, "n_head": 1024, "n_layer": 900}
     monkeypatch.setattr("model.nn.init.normal_", lambda *_, **__: None)
+    monkeypatch.setattr("training.calibrate.measure_attention", lambda *_: {"math": 1.0})  # of this width, a minute and eleven gigabytes
     assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, **how)) == 2
     assert "out of memory" in capsys.readouterr().err
 
@@ -497,13 +497,12 @@ def test_verify_resume_on_the_command_line(trained, monkeypatch, capsys):
 
 
 def test_a_budget_of_time_holds_for_the_whole_run(tmp_path):
-    t0 = time.monotonic()
     done = cli(tmp_path, *small_run(tmp_path, time="9s", schedule="linear", final_rate=0.1))
-    seconds = time.monotonic() - t0
     assert done.returncode == 0, done.stderr
-    assert 5 < seconds < 9 + 1.5
+    summary = json.loads((tmp_path / "logs" / "a" / "summary.json").read_text())
+    assert 4.5 < summary["seconds"] < 9  # torch's start is a part of it, as is what is kept for the end
+    assert summary["stop_reason"] == "done"
     assert events(tmp_path, "step")[-1]["rate"] == pytest.approx(0.1, abs=0.02)
-    assert json.loads((tmp_path / "logs" / "a" / "summary.json").read_text())["stop_reason"] == "done"
     assert torch.isfinite(last(tmp_path)["model"]["wte.weight"]).all()
 
 

@@ -45,7 +45,11 @@ $2" ;;
         echo "$*" >>"$LOG"
         case "$*" in *"${REFUSE:-nothing}"*) exit 1 ;; esac
         half=venv/lib/python3.12/site-packages/half.dist-info
-        if [ -n "${SLOW:-}" ]; then mkdir -p $half; sleep "$SLOW"; touch $half/RECORD; fi ;;
+        if [ -n "${GO:-}" ]; then
+            mkdir -p $half
+            until [ -e "$GO" ]; do sleep 0.02; done
+            touch $half/RECORD
+        fi ;;
     *) exec "$REAL" "$@" ;;
 esac
 """
@@ -75,10 +79,10 @@ class Checkout:
         fixed = {"PATH": str(self.bin), "REAL": sys.executable, "LOG": str(self.log)}
         return fixed | knobs
 
-    def start(self, *command: str, stdin=subprocess.DEVNULL, **knobs: str) -> subprocess.Popen:
+    def start(self, *command: str, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **knobs: str) -> subprocess.Popen:
         return subprocess.Popen(
             command, cwd=self.root, env=self.environment(**knobs), stdin=stdin, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=stdout, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *command: str, **knobs) -> tuple[int, str]:
@@ -267,7 +271,7 @@ def test_the_tests_packages_missing_offline_do_not_cost_the_training(checkout):
 def test_a_killed_install_is_repaired(checkout, stage):
     if stage == "dev":  # over a venv/ that was whole for training
         assert checkout.setup("runtime")[0] == 0
-    process = checkout.start("sh", "setup.sh", stage, SLOW="30")
+    process = checkout.start("sh", "setup.sh", stage, GO="never")
     half = checkout.root / "venv/lib/python3.12/site-packages/half.dist-info"
     deadline = time.monotonic() + 20
     while not half.exists() and time.monotonic() < deadline:
@@ -335,11 +339,22 @@ def test_a_venv_of_ours_whose_python_became_another_is_made_again(checkout):
     assert not precious.exists()
 
 
-def test_two_at_once_install_once(checkout):
-    both = [checkout.start("sh", "setup.sh", "dev", SLOW="0.3") for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted("waiting for it" in output for output in outputs) == [False, True]
+def meet(tmp_path, *checkouts: Checkout) -> None:
+    """Two set-ups at once, of which one has to wait for the other: pip goes on when it says so."""
+    said, go = tmp_path / "said", tmp_path / "go"
+    with said.open("a") as out:
+        knobs = {"stdout": out, "GO": str(go), "LOG": str(checkouts[0].log)}
+        both = [each.start("sh", "setup.sh", "dev", **knobs) for each in checkouts]
+    deadline = time.monotonic() + 20
+    while "waiting for it" not in said.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    go.touch()
+    assert [process.wait(60) for process in both] == [0, 0], said.read_text()
+    assert said.read_text().count("waiting for it") == 1
+
+
+def test_two_at_once_install_once(checkout, tmp_path):
+    meet(tmp_path, checkout, checkout)
     assert len(checkout.pip_calls()) == 3
 
 
@@ -349,10 +364,7 @@ def test_two_checkouts_that_share_a_venv_wait_for_each_other(checkout, tmp_path)
     assert checkout.setup("runtime")[0] == 0
     checkout.pip_calls()
     (other.root / "venv").symlink_to(checkout.root / "venv")
-    both = [each.start("sh", "setup.sh", "dev", SLOW="0.5", LOG=str(checkout.log)) for each in (checkout, other)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted("waiting for it" in output for output in outputs) == [False, True]
+    meet(tmp_path, checkout, other)
     assert len(checkout.pip_calls()) == 1
     assert (other.root / "venv").is_symlink()
 
@@ -360,9 +372,7 @@ def test_two_checkouts_that_share_a_venv_wait_for_each_other(checkout, tmp_path)
 def test_a_shared_venv_that_is_damaged_is_left_and_one_of_our_own_made(checkout, tmp_path):
     (tmp_path / "shared" / "venv").mkdir(parents=True)
     (checkout.root / "venv").symlink_to(tmp_path / "shared" / "venv")
-    both = [checkout.start("sh", "setup.sh", "dev", SLOW="0.3") for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    meet(tmp_path, checkout, checkout)
     assert len(checkout.pip_calls()) == 3
     assert not (checkout.root / "venv").is_symlink() and (tmp_path / "shared" / "venv").is_dir()
 

@@ -284,10 +284,16 @@ def test_names_keep_their_gender(sample):
         assert verdict.grammatical and not verdict.consistent, text
 
 
-def test_effects_need_their_causes(sample):
-    causes = r"(?<=[.!\"] )[^.!?\"]* (grew (hungry|thirsty|tired)|was cross|felt (sick|cold|hot)|"
-    causes += r"lost the way|got the hiccups|had a secret)\b[^.!?\"]*\. "
-    for text in mutants(sample, causes, lambda m: ""):
+def causes(trouble):
+    """A pattern of the sentences that bring a trouble, whatever stands in their slots. None brings a sum, which has a test of its own."""
+    events = [event for topic in ("cause", "mishap", "pet_care") for event in EVENTS[topic]]
+    told = [re.split(r"\{[^}]*\}", sentence) for _, sentence, then in events if trouble in then.split()]
+    return "|".join(r'[^.!?"]+'.join(map(re.escape, parts)) for parts in told)
+
+
+@pytest.mark.parametrize("trouble", [each for each in GROUPS["trouble"].split() if causes(each)])
+def test_effects_need_their_causes(sample, trouble):
+    for text in mutants(sample, rf'(?i)(?<=[.!?"] )(?:{causes(trouble)}) ', lambda m: ""):
         verdict = judge(text)
         assert verdict.grammatical and not verdict.consistent, text
 
@@ -377,10 +383,10 @@ def test_random_bytes_and_mixed_words_never_raise(sample):
 
 
 def test_it_is_quick(sample):
-    start = time.perf_counter()
+    start = time.process_time()
     for told in sample[:100]:
         judge(told.text)
-    assert (time.perf_counter() - start) / 100 < 0.02
-    start = time.perf_counter()
+    assert (time.process_time() - start) / 100 < 0.02
+    start = time.process_time()
     list(stories(500, seed=9))
-    assert 500 / (time.perf_counter() - start) > 1500  # 6,000 and more on a quiet core
+    assert 500 / (time.process_time() - start) > 1500  # 6,000 and more on a quiet core

@@ -294,9 +294,9 @@ def test_char_known_characters_among_unknown_ones():
 def test_char_a_text_of_unknown_characters_alone_is_no_flood():
     """Each of them took a call of numpy once, eight seconds for a million."""
     tokenizer = CharTokenizer("ab")
-    t0 = time.perf_counter()
+    t0 = time.process_time()
     ids = tokenizer.encode("7€😀é" * 50_000)
-    assert time.perf_counter() - t0 < 1
+    assert time.process_time() - t0 < 1
     assert tokenizer.decode(ids[:40].tolist()) == "7€😀é" * 2 and len(ids) == 50_000 * 2 * (1 + 3 + 4 + 2)
 
 

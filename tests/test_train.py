@@ -194,9 +194,9 @@ def test_verify_resume_says_identical(tmp_path):
 
 def test_verify_resume_works_in_a_timed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "TENTHS", 2)
-    slow = line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.0)
-    slow.started -= 4.5
-    ended(slow)
+    timed = line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.0)
+    timed.budget = 0.3
+    ended(timed)
     assert "identical" in verify_resume(line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.0))
 
 
@@ -364,7 +364,7 @@ def test_the_last_evaluation_of_a_timed_run_takes_a_tenth_of_it(tmp_path, monkey
     monkeypatch.setattr(task, "evaluation_tokens", lambda: tokens)
     trainer = line_trainer(tmp_path, task, time="10s")  # at a million tokens a second, and two and a half without gradients
     assert trainer.final_limit() == scored
-    assert trainer.closing_seconds() <= 4 + 1
+    assert trainer.closing_seconds() <= train.CLOSING + 1
     monkeypatch.setattr(trainer.config, "time", "")
     assert trainer.final_limit() == 0
 
@@ -592,12 +592,13 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
 # ---- a budget of time
 
 
-def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path):
-    t0 = time.monotonic()
-    summary = ended(line_trainer(tmp_path, time="7s", schedule="linear", final_rate=0.1))
-    seconds = time.monotonic() - t0
+def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "TENTHS", 3)  # so that a part lasts longer than a busy disk takes for a checkpoint
+    trainer = line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.1)
+    summary = ended(trainer)
     steps = events(tmp_path, "step")
-    assert 2 < seconds < 7
+    assert 1 <= trainer.budget <= 6 - train.CLOSING
+    assert trainer.budget <= summary["training_seconds"] < summary["seconds"] < 6
     assert steps[-1]["rate"] == pytest.approx(0.1, abs=0.01)
     assert summary["stop_reason"] == "done"
     assert len(events(tmp_path, "evaluation")) == train.TENTHS
@@ -606,36 +607,41 @@ def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path):
 
 def test_a_slow_evaluation_of_a_timed_run_scores_a_part_and_the_final_one_all(tmp_path):
     trainer = line_trainer(tmp_path, time="6s")
-    trainer.plan.tokens_per_second = 100.0  # so that all 64 tokens would take too large a share
+    trainer.budget = 0.5
+    trainer.plan.tokens_per_second = 500.0  # so that all 64 tokens would take too large a share
     evaluate, limits = trainer.task.evaluate, []
     trainer.task.evaluate = lambda model, limit, autocast: limits.append(limit) or evaluate(model, limit, autocast)
     ended(trainer)
     during, final = limits[: limits.index(0)], limits[limits.index(0) :]
-    assert all(0 < limit < 64 for limit in during) and len(limits) > 5
+    assert during and all(0 < limit < 64 for limit in during)
     assert final[0] == 0 < final[1] < 64  # the last weights, and on a part as the best ones were
     assert final[2:] in ([], [0])  # those where they may be better
 
 
 def test_a_timed_run_goes_on_with_what_is_left_of_its_budget(tmp_path):
-    ended(stop_at(line_trainer(tmp_path, time="6s"), 5))
-    content = last(tmp_path)
-    spent, budget = content["training"]["progress"]["elapsed"], content["training"]["budget"]
-    assert 0 < spent < 1 < budget < 2.1
+    first = line_trainer(tmp_path, time="6s")
+    first.budget = 1.0
+    ended(stop_at(first, 5))
+    spent = last(tmp_path)["training"]["progress"]["elapsed"]
+    assert 0 < spent < 1
     time.sleep(0.5)  # time between the sittings does not count
     t0 = time.monotonic()
     summary = ended(resumed(tmp_path, time="6s"))
-    assert budget - spent - 0.1 < time.monotonic() - t0 < budget - spent + 0.7
-    assert budget <= summary["training_seconds"] < budget + 0.3
+    assert time.monotonic() - t0 > 1 - spent
+    assert 1 <= summary["training_seconds"] < 2
+    shares = {step["step"]: step["progress"] for step in events(tmp_path, "step")}
+    assert shares[5] == spent < shares[6]
 
 
 def test_a_new_budget_counts_from_the_resume(tmp_path, monkeypatch):
-    run = small_run(tmp_path, time="5s")
+    run = small_run(tmp_path, time="30s")
     with monkeypatch.context() as patch:
         patch.setattr(train, "Trainer", lambda *args: stop_at(Trainer(*args), 4))
         assert main_here(tmp_path, patch, *run) == 143
-    t0 = time.monotonic()
-    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, time="6s")) == 0
-    assert 1 < time.monotonic() - t0 < 7
+    spent = last(tmp_path)["training"]["progress"]["elapsed"]
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, time="5s")) == 0
+    [_, end] = events(tmp_path, "end")
+    assert spent + 1 <= end["training_seconds"] < 20
     assert events(tmp_path, "step")[-1]["progress"] > 0.9
 
 

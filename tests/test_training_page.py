@@ -340,11 +340,15 @@ def test_a_long_log_comes_in_pieces_and_then_at_once(page, logs, monkeypatch):
     told = story(page, "long")
     assert told["done"] == n + 1 and 500 <= len(told["steps"]["step"]) <= history.POINTS
     assert max(told["steps"]["loss"]["high"]) == 99.0
-    book.step(n + 1)
-    t0 = time.perf_counter()
-    more = story(page, "long", told["next"])
-    assert more["done"] == n + 2 and len(more["steps"]["step"]) == 1
-    assert time.perf_counter() - t0 < whole / 20
+    cursor, seconds = told["next"], []
+    for step in range(n + 1, n + 4):  # the best of three, for other processes take their turns
+        book.step(step)
+        t0 = time.perf_counter()
+        more = story(page, "long", cursor)
+        seconds.append(time.perf_counter() - t0)
+        assert more["done"] == step + 1 and len(more["steps"]["step"]) == 1
+        cursor = more["next"]
+    assert min(seconds) < whole / 20
     assert len(json.dumps(more)) < len(json.dumps(told)) / 10
 
 
