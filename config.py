@@ -28,6 +28,8 @@ class UserError(Exception):
     The message says what was wrong, with the value, and which flag or command mends it.
     """
 
+    exit_code = 2
+
 
 DEEPEST = 48  # blocks that --depth goes to
 
@@ -507,8 +509,7 @@ def check_limits(config: Any, limits: dict[str, tuple[float, float]]) -> None:
     for name, (least, most) in limits.items():
         value = getattr(config, name)
         if not least <= value <= most:
-            shown = [f"{limit:,}".replace(",", "") for limit in (least, most)]
-            raise UserError(f"{name} is {value}; it must be from {shown[0]} to {shown[1]}: pass another --{name}.")
+            raise UserError(f"{name} is {value}; it must be from {least} to {most}: pass another --{name}.")
 
 
 def seconds(text: str) -> float:
@@ -609,7 +610,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Flags over the preset they name: the values that differ from the defaults.
+    """A preset's values, and over them what was typed.
 
     Raises:
         UserError: for a preset that does not exist.

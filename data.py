@@ -26,16 +26,20 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from config import DATA, TrainConfig, UserError
 from model import IGNORE
-from sources import PIECE, Piece, Source
+from sources import Piece, Source
 from tokenizer import Tokenizer
 
 SHARD = 2**27  # tokens in a file
 VAL_BYTES = 4 * 2**20  # the largest validation text cut from a corpus that has no split of its own
 KEPT = 2**26  # bytes of text that are kept in memory rather than read twice
-SAMPLE_BYTES = 2**25  # text that a vocabulary is learned from, at most,
-SAMPLE_BYTES_A_TOKEN = 2**11  # and for each of its tokens, where their number was asked for: a small one is learned from less
+SAMPLE_BYTES = 2**25  # text that a vocabulary is learned from, at most
+SAMPLE_BYTES_A_TOKEN = 2**11  # and for each token of one whose size was asked for: a small vocabulary needs less
+SAMPLE_LEAST = 2**22  # but no less than this
 FEW = 200  # with fewer documents than this the split is balanced by size
+PEEK = 100 * FEW  # pieces that are read to see how many documents there are
 FORMAT = 1
+
+SplitPiece = tuple[str, str, bool]  # the split, some text, and whether its document ends here
 
 
 # ---- reading what is on disk
@@ -170,8 +174,8 @@ def val_windows(tokens: Tokens, block_size: int) -> np.ndarray:
     return np.array(windows, dtype=np.int64)
 
 
-def window_batch(tokens: Tokens, windows: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
-    """Some validation windows as (idx, targets), each (windows, block_size); targets are IGNORE beyond a window's own."""
+def window_batch(tokens: Tokens, windows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Some validation windows as (idx, targets), each (windows, longest window); a shorter one's targets end in IGNORE."""
     width = int(windows[:, 1].max())
     idx = torch.zeros(len(windows), width, dtype=torch.int64)
     targets = torch.full_like(idx, IGNORE)
@@ -246,8 +250,8 @@ def make(
     work = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     work.mkdir(parents=True)
     try:
-        split = reader(source, splitter(source, config.val_fraction))
-        tokenizer = tokenizer or make_tokenizer(config.tokenizer, vocab_size, source, split)
+        read = reader(source, splitter(source, config.val_fraction))
+        tokenizer = tokenizer or make_tokenizer(config.tokenizer, vocab_size, source, read)
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         writers = {name: Writer(work, name, dtype, tokenizer) for name in ("train", "val")}
         bar = tqdm(
@@ -259,7 +263,7 @@ def make(
             file=sys.stderr,
         )
         with ThreadPoolExecutor(os.cpu_count()) as threads, bar:
-            for group in grouped(split()):
+            for group in grouped(read()):
                 some = max(1, len(group) // 32)  # short documents share a thread's errand
                 errands = [group[at : at + some] for at in range(0, len(group), some)]
                 encoded = threads.map(lambda pieces: [tokenizer.encode(text) for _, text, _ in pieces], errands)
@@ -359,7 +363,7 @@ def learn_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], n_bytes: i
             seen.update(text)
         return tokenizers.CharTokenizer("".join(c for c in seen if not 0xD800 <= ord(c) < 0xE000))
     sample, size = [], 0
-    enough = min(SAMPLE_BYTES, max(2**22, vocab_size * SAMPLE_BYTES_A_TOKEN)) if vocab_size else SAMPLE_BYTES
+    enough = min(SAMPLE_BYTES, max(SAMPLE_LEAST, vocab_size * SAMPLE_BYTES_A_TOKEN)) if vocab_size else SAMPLE_BYTES
     for text in texts:
         sample.append(text)
         size += len(text)
@@ -368,7 +372,7 @@ def learn_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], n_bytes: i
     return tokenizers.train_bpe(sample, vocab_size or tokenizers.automatic_vocab_size(max(size, n_bytes)))
 
 
-def grouped(pieces: Iterator[tuple[str, str, bool]], characters: int = 2**23) -> Iterator[list[tuple[str, str, bool]]]:
+def grouped(pieces: Iterator[SplitPiece], characters: int = 2**23) -> Iterator[list[SplitPiece]]:
     """Groups of pieces of about 8 MiB, Python's own bytes for each included: all that is in memory at once."""
     group, size = [], 0
     for piece in pieces:
@@ -384,7 +388,7 @@ def grouped(pieces: Iterator[tuple[str, str, bool]], characters: int = 2**23) ->
 # ---- training and validation
 
 
-def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str, str, bool]]]:
+def splitter(source: Source, fraction: float) -> Callable[[], Iterator[SplitPiece]]:
     """Reads a source as (split, text, ends) in a way that never leaks: no document stands on both sides.
 
     A corpus with a split of its own keeps it. One document is cut once, at its end; several go whole to one side, chosen by
@@ -394,7 +398,7 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
         return lambda: itertools.chain(named("train", source.train()), named("val", source.val()))
     sizes: dict[bytes, int] = {}
     pieces = marked(source.train())
-    for mark, piece, _ in itertools.islice(pieces, 100 * FEW):
+    for mark, piece, _ in itertools.islice(pieces, PEEK):
         sizes[mark] = sizes.get(mark, 0) + len(tokenizers.to_bytes(piece))
         if len(sizes) >= FEW:
             share = min(fraction, VAL_BYTES / source.n_bytes) if source.n_bytes else fraction
@@ -402,7 +406,8 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
             return lambda: by_document(source, lambda mark, below=below: int.from_bytes(mark) < below)
     total = sum(sizes.values())
     if len(sizes) == 1:
-        return lambda: by_position(source, fraction, total if total < 50 * FEW * PIECE else source.n_bytes)
+        read_whole = next(pieces, None) is None
+        return lambda: by_position(source, fraction, total if read_whole else source.n_bytes)
     chosen, room = set(), min(fraction * total, VAL_BYTES)
     for mark in sorted(sizes):
         if sizes[mark] <= room:
@@ -414,8 +419,8 @@ def splitter(source: Source, fraction: float) -> Callable[[], Iterator[tuple[str
 
 
 def threshold(share: float, marks: Iterable[bytes]) -> int:
-    """Documents whose marks are below it validate: a share of them, and one at least of those that are read here for it, which are
-    as many as are needed to find one."""
+    """The mark below which a document validates. Marks are uniform 64-bit hashes, so `share * 2**64` takes that share of them. If none
+    of the first 20 / share documents is below it (odds of e^-20), it is raised to just above their smallest, so that one validates."""
     below, least = int(share * 2**64), 2**64
     for mark in itertools.islice(marks, int(20 / share)) if share else ():
         least = min(least, int.from_bytes(mark))
@@ -424,12 +429,12 @@ def threshold(share: float, marks: Iterable[bytes]) -> int:
     return least + 1 if share else 0
 
 
-def reader(source: Source, split: Callable[[], Iterator]) -> Callable[[], Iterator[tuple[str, str, bool]]]:
+def reader(source: Source, split: Callable[[], Iterator]) -> Callable[[], Iterator[SplitPiece]]:
     """A source is read twice, for its tokenizer and for its tokens. A small one is kept in memory after the first time: some are made
     as they are read. What was skipped is counted once."""
-    kept: list[tuple[str, str, bool]] = []
+    kept: list[SplitPiece] = []
 
-    def read() -> Iterator[tuple[str, str, bool]]:
+    def read() -> Iterator[SplitPiece]:
         if not kept:
             source.skipped.counts.clear()
             if not 0 < source.n_bytes <= KEPT:
@@ -440,7 +445,7 @@ def reader(source: Source, split: Callable[[], Iterator]) -> Callable[[], Iterat
     return read
 
 
-def named(split: str, pieces: Iterator[Piece]) -> Iterator[tuple[str, str, bool]]:
+def named(split: str, pieces: Iterator[Piece]) -> Iterator[SplitPiece]:
     return ((split, text, ends) for text, ends in pieces)
 
 
@@ -453,7 +458,7 @@ def marked(pieces: Iterator[Piece]) -> Iterator[tuple[bytes, str, bool]]:
         mark = b"" if ends else mark
 
 
-def by_document(source: Source, is_val: Callable[[bytes], bool]) -> Iterator[tuple[str, str, bool]]:
+def by_document(source: Source, is_val: Callable[[bytes], bool]) -> Iterator[SplitPiece]:
     """Each document on its side. When enough validate, further ones train, but for copies of those that do."""
     validating: set[bytes] = set()
     room = VAL_BYTES
@@ -466,7 +471,7 @@ def by_document(source: Source, is_val: Callable[[bytes], bool]) -> Iterator[tup
             yield "train", text, ends
 
 
-def by_position(source: Source, fraction: float, total: int) -> Iterator[tuple[str, str, bool]]:
+def by_position(source: Source, fraction: float, total: int) -> Iterator[SplitPiece]:
     """The last share of a single text validates. It is one stream on both sides: no eot at its end."""
     cut = max(int(total * (1 - fraction)), total - VAL_BYTES)
     read = 0

@@ -81,7 +81,7 @@ def answer(model, tokenizer, provenance: dict, config: GenerateConfig, media: li
     Raises:
         UserError: when the context has no room for them.
     """
-    from inference.dialogue import Chat, Message
+    from inference.dialogue import Chat, Message, Trim
     from inference.engine import stream
     from inference.request import Settings
 
@@ -91,11 +91,9 @@ def answer(model, tokenizer, provenance: dict, config: GenerateConfig, media: li
     if len(asked.ids) > model.config.block_size:
         raise UserError(f"all this takes {len(asked.ids)} tokens; the context of this model is {model.config.block_size}: leave some out.")
     settings = take(Settings, {**asdict(config), "seed": seed, "stop": (*config.stop, *asked.stop)})
-    begun = not asked.plain  # a transcript's answer begins with a space that is no part of it
+    trim = Trim(asked.plain)  # a transcript's answer begins with a space that is no part of it
     for piece in stream(model, tokenizer, asked.ids, settings, asked.media):
-        text = piece if begun else piece.lstrip()
-        begun = begun or bool(text)
-        emit(text)
+        emit(trim(piece))
     print(flush=True)
 
 

@@ -1,11 +1,11 @@
-"""The GPT. Read this file first: everything else feeds it, trains it, or asks it for text.
+"""The GPT. If you read one file, read this one: everything else feeds it, trains it, or asks it for text.
 
 Two architectures share the class. `classic` is GPT-2's block: learned positions, LayerNorm, GELU, biases.
 `modern` is Qwen3's dense block: rotary positions, RMSNorm, SwiGLU, normalised queries and keys, and several
 query heads for each key head. Both keep the weights in a form that transformers can load (`training/export.py`).
 
-Shapes: B sequences, T tokens, S tokens seen so far (S = T without a cache), C = n_embd, H heads of D = head_dim,
-V = vocab_size.
+Shapes: B sequences, T tokens, S tokens seen so far (S = T without a cache), C = n_embd, V = vocab_size; Hq heads for queries and
+Hk for keys and values, of D = head_dim each (H where either may stand).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class KVCache:
     """The keys and values of what was read so far, so that the next token costs one token's work.
 
     `k` and `v` hold (n_layer, B, n_kv_head, max_len, D); `length` counts the tokens in it. The model asks a cache for no more
-    than the methods below; `inference/kv_cache.py` has another one, in which every row has a length of its own.
+    than the methods below, `length` and the dtype of `k`; `inference/kv_cache.py` has another one, in which every row has a length of its own.
     """
 
     def __init__(
@@ -82,15 +82,18 @@ class RMSNorm(nn.RMSNorm):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., C) scaled by its own size and by a weight, of shape (C,) or of more of x's last dimensions."""
     if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return ScaledByRoot.apply(x, weight, eps)
+        return RMSNormOnCPU.apply(x, weight, eps)
     if weight.ndim == 1:
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # one kernel on a GPU
     return F.rms_norm(x, x.shape[-1:], eps=eps) * weight.to(x.dtype)
 
 
-class ScaledByRoot(torch.autograd.Function):
-    """`rms_norm` where it is learned on a CPU, on which torch makes it of many small steps, and its gradient of more. With u = x r the
-    gradient of x is r (w g - u mean(u w g))."""
+class RMSNormOnCPU(torch.autograd.Function):
+    """`rms_norm` with a gradient by hand, for training on a CPU, where torch makes it of many small steps and its gradient of more.
+
+    With r = 1 / sqrt(mean(x²) + eps) and u = x r the output is w u, the gradient of x is r (w g - u mean(u w g)), and that of w is the
+    sum of g u over all vectors.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -103,10 +106,10 @@ class ScaledByRoot(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, r, weight = ctx.saved_tensors
-        along = grad * u
-        total = along.sum(tuple(range(along.ndim - weight.ndim)), dtype=weight.dtype)  # as the weight
-        mean = (along * weight.to(u.dtype)).sum(-1, keepdim=True).div_(-u.size(-1))  # (..., 1)
-        return torch.addcmul(grad * weight.to(u.dtype), u, mean).mul_(r), total, None
+        grad_u = grad * u
+        grad_weight = grad_u.sum(tuple(range(grad_u.ndim - weight.ndim)), dtype=weight.dtype)  # the shape of the weight
+        minus_mean = (grad_u * weight.to(u.dtype)).sum(-1, keepdim=True).div_(-u.size(-1))  # (..., 1)
+        return torch.addcmul(grad * weight.to(u.dtype), u, minus_mean).mul_(r), grad_weight, None
 
 
 class Attention(nn.Module):
@@ -131,22 +134,25 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, _ = x.shape
         n_qk = self.n_head + self.n_kv_head
-        heads = self.qkv(x).view(B, T, n_qk + self.n_kv_head, self.head_dim)  # (B, T, Hq + Hk + Hv, D)
-        qk, v = heads.split((n_qk, self.n_kv_head), dim=2)
+        heads = self.qkv(x).view(B, T, n_qk + self.n_kv_head, self.head_dim)  # (B, T, Hq + 2 Hk, D)
+        qk, v = heads.split((n_qk, self.n_kv_head), dim=2)  # (B, T, Hq + Hk, D), (B, T, Hk, D)
         if rotary is not None:
             qk = rotate(self.norm(qk), *rotary)
-        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
+        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, Hq + Hk, T, D), (B, Hk, T, D)
+        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)  # (B, Hq, T, D), (B, Hk, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k.to(cache.k.dtype), v.to(cache.v.dtype))  # (B, Hk, S, D)
             q = q.to(cache.k.dtype)
-        how = {"attn_mask": mask, "dropout_p": self.dropout if self.training else 0.0}
-        how |= {"is_causal": self.causal and mask is None and T > 1, "enable_gqa": self.n_kv_head != self.n_head}
+        how = {
+            "attn_mask": mask, "dropout_p": self.dropout if self.training else 0.0, "enable_gqa": self.n_kv_head != self.n_head,
+            # One token may look at the whole cache; torch's is_causal would let it see the first place only.
+            "is_causal": self.causal and mask is None and T > 1,
+        }  # fmt: skip
         if cache is None and slow_in_bfloat16(q):
             with torch.autocast(q.device.type, enabled=False):
                 y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, **how)  # (B, H, T, D)
+            y = F.scaled_dot_product_attention(q, k, v, **how)  # (B, Hq, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))  # (B, T, C)
 
     def norm(self, qk: Tensor) -> Tensor:
@@ -202,7 +208,7 @@ class Block(nn.Module):
         x = x + self.drop(self.attn(self.norm1(x), rotary, mask, cache))
         return x + self.drop(self.mlp(self.norm2(x)))
 
-    def last(self) -> tuple[Linear, Linear]:
+    def output_projections(self) -> tuple[Linear, Linear]:
         """The two matrices that write to the residual stream."""
         return self.attn.proj, self.mlp.down
 
@@ -249,8 +255,8 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
-            for last in block.last():
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if self.wpe else 0.0)
+            for matrix in block.output_projections():
+                nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if self.wpe else 0.0)
         with torch.no_grad():
             for matrix in {self.wte, self.head}:
                 matrix.weight[self.config.vocab_size :] = 0
@@ -283,8 +289,8 @@ class GPT(nn.Module):
         if reduction == "none":
             with torch.no_grad():
                 return token_losses(x.flatten(0, 1), self.head.weight[:V], targets.flatten()).view_as(targets)
-        seen = (targets != IGNORE).flatten()
-        weights = seen / seen.sum().clamp(min=1)  # (B T)
+        scored = (targets != IGNORE).flatten()
+        weights = scored / scored.sum().clamp(min=1)  # (B T)
         return HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), weights, V)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None, x: Tensor | None = None) -> Tensor:
@@ -293,23 +299,23 @@ class GPT(nn.Module):
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
         run = self.trunk if self.training else self.run_blocks
-        x = run(self.hide(self.wte(idx) if x is None else x), cache)
+        x = run(self.drop_words(self.wte(idx) if x is None else x), cache)
         if cache is not None:
             cache.advance(idx.size(1))
         return x
 
-    def hide(self, x: Tensor) -> Tensor:
-        """In training some tokens are read as nothing, so that what follows is foreseen from the others too: a text that comes again and
-        again is learned by heart more slowly (word dropout: Bowman et al. 2016, arXiv:1511.06349, section 3.1). (B, T, C) to (B, T, C).
+    def drop_words(self, x: Tensor) -> Tensor:
+        """Word dropout (Bowman et al. 2016, arXiv:1511.06349, section 3.1): in training some tokens are zeroed, so that what follows is
+        foreseen from the others too, and a text that comes again is learned by heart more slowly. (B, T, C) to (B, T, C).
 
         The first is always read: where all that a place can look at is nothing, it stays nothing through all blocks, and the norms
         make its gradient a thousand times larger at each.
         """
         if not (self.training and self.config.word_dropout):
             return x
-        hidden = torch.rand(x.shape[:2], device=x.device) < self.config.word_dropout
-        hidden[:, 0] = False
-        return x.masked_fill(hidden[..., None], 0)
+        dropped = torch.rand(x.shape[:2], device=x.device) < self.config.word_dropout  # (B, T)
+        dropped[:, 0] = False
+        return x.masked_fill(dropped[..., None], 0)
 
     def logits(self, x: Tensor) -> Tensor:
         """The head alone: (..., C) to (..., V)."""

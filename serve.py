@@ -118,19 +118,17 @@ def make_server(app: FastAPI, config: ServeConfig) -> Any:
     if hasattr(signal, "SIGHUP"):
         again = {"target": load, "args": [host], "name": "loader", "daemon": True}
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(**again).start())
-    return Server(uvicorn.Config(app, **how(config), timeout_graceful_shutdown=FLUSH))
+    return Server(uvicorn.Config(app, **uvicorn_options(config), timeout_graceful_shutdown=FLUSH))
 
 
-def how(config: ServeConfig) -> dict[str, Any]:
+def uvicorn_options(config: ServeConfig) -> dict[str, Any]:
     """What uvicorn is told."""
     from server.addresses import with_mapped
+    from server.listening import UVICORN
 
     return {
+        **UVICORN,
         "lifespan": "on",
-        "ws": "none",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
         "timeout_keep_alive": KEEP_ALIVE,
         "proxy_headers": bool(config.trusted_proxies),
         "forwarded_allow_ips": [name for proxy in config.trusted_proxies for name in with_mapped(proxy)],
@@ -151,7 +149,7 @@ def develop(config: ServeConfig) -> None:
         print(greeting.first_lines(config, gate, port))
         print(f"Watching server/ and inference/. {greeting.address(config, port)}/docs", flush=True)
         watched = [str(ROOT / name) for name in ("server", "inference")]
-        how_to_watch = uvicorn.Config("serve:reloaded", reload=True, reload_dirs=watched, **how(config))
+        how_to_watch = uvicorn.Config("serve:reloaded", reload=True, reload_dirs=watched, **uvicorn_options(config))
         ChangeReload(how_to_watch, reloaded, [listening]).run()
 
 

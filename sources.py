@@ -240,14 +240,15 @@ def split_of(path: Path) -> str:
 def read_files(files: list[Path], text_field: str, skipped: Skipped, wikitext: bool = False) -> Iterator[Piece]:
     """The documents of some files; `wikitext` joins what they hold to articles."""
     for file in files:
-        suffix, lines = file.suffix.lower(), wikitext or bool(WIKITEXT_FILE.fullmatch(file.name))
+        suffix = file.suffix.lower()
+        by_line = wikitext or bool(WIKITEXT_FILE.fullmatch(file.name))  # a row is a line there, no document
         if suffix == ".jsonl":
-            pieces = clean(read_jsonl(file, text_field, skipped), skipped, empty=lines)
+            pieces = clean(read_jsonl(file, text_field, skipped), skipped, empty=by_line)
         elif suffix == ".parquet":
-            pieces = clean(read_parquet(file, text_field), skipped, empty=lines)
+            pieces = clean(read_parquet(file, text_field), skipped, empty=by_line)
         else:
             pieces = read_text(file, skipped)
-        yield from ((text, True) for text in articles(text for text, _ in pieces)) if lines else pieces
+        yield from articles(pieces) if by_line else pieces
 
 
 def read_text(file: Path, skipped: Skipped) -> Iterator[Piece]:
@@ -381,18 +382,18 @@ def clean(rows: Iterator[tuple[object, str]], skipped: Skipped, empty: bool = Fa
             yield value, True
 
 
-def articles(lines: Iterator[str]) -> Iterator[str]:
+def articles(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """Joins WikiText's lines to its articles, which begin at ` = Title = `."""
     held: list[str] = []
-    for text in lines:
+    for text, _ in pieces:
         for line in text.splitlines(keepends=True):
             title = line.startswith(" = ") and not line.startswith(" = = ") and line.rstrip().endswith(" =")
             if title and any(part.strip() for part in held):
-                yield "".join(held)
+                yield "".join(held), True
                 held = []
             held.append(line)
     if any(part.strip() for part in held):
-        yield "".join(held)
+        yield "".join(held), True
 
 
 def digest(file: Path) -> str:
@@ -435,9 +436,9 @@ def hub_source(name: str, configuration: str, text_field: str) -> Source:
     def read(split: str) -> Iterator[Piece]:
         arrived = enumerate(arriving(loaded[split], name), 1)
         rows = ((row.get(text_field), f"{name} {split} row {n}") for n, row in arrived)
-        if "wikitext" in name:
-            return ((text, True) for text in articles(text for text, _ in clean(rows, skipped, empty=True)))
-        return clean(rows, skipped)
+        wikitext = "wikitext" in name
+        pieces = clean(rows, skipped, empty=wikitext)
+        return articles(pieces) if wikitext else pieces
 
     size = getattr(loaded["train"].info, "dataset_size", 0) or 0
     return Source(

@@ -172,8 +172,8 @@ def test_checkpointed_activations_change_nothing(model):
 def test_hidden_words_are_read_as_nothing_and_only_in_training():
     config = ModelConfig(architecture="modern", vocab_size=50, n_layer=1, n_head=2, n_embd=16, block_size=400, word_dropout=0.25)
     model, x = GPT(config), torch.ones(8, 400, 16)
-    assert torch.equal(model.eval().hide(x), x)
-    left = model.train().hide(x)[..., 0]  # (B, T)
+    assert torch.equal(model.eval().drop_words(x), x)
+    left = model.train().drop_words(x)[..., 0]  # (B, T)
     assert set(left.unique().tolist()) == {0.0, 1.0}
     assert left[:, 0].all()
     assert abs(left.mean().item() - 0.75) < 0.03  # four deviations of 3,200 coins

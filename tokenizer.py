@@ -36,12 +36,12 @@ class Tokenizer:
 
     @functools.cached_property
     def controls(self) -> dict[str, int]:
-        """Tokens that are no text, by name: `eot`, and what else an imported tokenizer has. No text is ever cut into them."""
+        """Special tokens that are never shown, id by name: `eot`, and what else an imported tokenizer has. No text is cut into them."""
         return {EOT: self.eot}
 
     @functools.cached_property
     def visible(self) -> dict[str, int]:
-        """Tokens that no text is cut into either, but that a reader sees as they are called, such as `<think>`."""
+        """Special tokens that a reader sees by name, such as `<think>`. No text is cut into these either."""
         return {}
 
     @functools.cached_property
@@ -51,7 +51,7 @@ class Tokenizer:
 
     @property
     def names(self) -> dict[int, str]:
-        """What the tokens are called that no text is cut into, by id. Only a chat template writes them."""
+        """The names of all special tokens, by id. Only a chat template writes them."""
         return {i: name for name, i in (self.controls | self.visible).items()}
 
     @property

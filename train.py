@@ -21,7 +21,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ from training.plan import Plan
 BAD_IN_A_ROW = 3  # skipped steps before the run goes back to its last good state
 REWINDS = 3  # how often it may go back before it gives up
 SAVE_SECONDS = 600  # last.pt is written at least this often
-TENTHS = 10  # evaluations of a run with a time budget
+EVALUATIONS = 10  # evaluations of a run with a time budget
 CLOSING = 4.0  # seconds that a run with a time budget keeps for its last files and the picture, beside the final evaluation
 FORWARD = 2.5  # how much faster a forward alone is than a whole step
 
@@ -53,15 +53,26 @@ class Task(Protocol):
     provenance: dict
     tokenizer: Any
 
-    def batch(self, step: int) -> tuple[Tensor, ...]: ...
-    def cuts(self, batch: tuple[Tensor, ...], micro: int) -> list[int]: ...
-    def evaluate(self, model: nn.Module, limit: int, autocast) -> Score: ...
-    def evaluation_tokens(self) -> int: ...
-    def sample(self, model: nn.Module, seed: int) -> str: ...
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """This rank's share of a step's batch, what the model is called with; dimension 0 of each part is sequences."""
+
+    def cuts(self, batch: tuple[Tensor, ...], micro: int) -> list[int]:
+        """Where the micro-batches end, about `micro` sequences each; the last end is the batch's."""
+
+    def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:
+        """The validation score, over about `limit` tokens; 0 is all."""
+
+    def evaluation_tokens(self) -> int:
+        """Tokens that the complete evaluation scores."""
+
+    def sample(self, model: nn.Module, seed: int) -> str:
+        """A piece of output, to show."""
 
 
 class Diverged(UserError):
     """The loss would not stay finite."""
+
+    exit_code = 3
 
 
 @dataclass
@@ -77,7 +88,7 @@ class Progress:
     skipped: int = 0
     rewinds: int = 0
     bad: int = 0  # skipped steps in a row
-    slower: float = 1.0  # what rewinds made of the rate
+    slower: float = 1.0  # factor on the rate; each rewind halves it
     micro_batch: int = 1
     recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
 
@@ -130,14 +141,14 @@ class Trainer:
         self.progress = Progress(micro_batch=plan.micro_batch_size)
         self.files = open_files(folder, ranks, config.fsdp)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.replay: dict[int, dict] = {}  # steps done before, by number: their share of the run is taken from here
+        self.replay: dict[int, dict] = {}  # the log's steps by number, while they are done again: `share` is read from here, not from the clock
         self.saved_at = time.monotonic()
         self.last_score: tuple[int, Score] | None = None  # the last evaluation, and its step
         self.stop_reason = ""
         self.budget = 0.0  # seconds of training in a run with a time budget
         self.saved_step = self.numbered_step = -1
         self.loss = math.nan
-        self.rates: deque[tuple[float, int]] = deque(maxlen=20)
+        self.step_seconds: deque[float] = deque(maxlen=20)  # of the last steps, for the speed
         self.peak = calibrate.matrix_rate(self.device, plan.dtype)
 
     # ---- the loop
@@ -195,7 +206,7 @@ class Trainer:
     def time_to_evaluate(self) -> bool:
         """At every `eval_interval` steps, or at every tenth of a run with a time budget."""
         if self.config.time:
-            now = int(TENTHS * self.share())
+            now = int(EVALUATIONS * self.share())
         else:
             now = self.progress.step // self.config.eval_interval * self.config.eval_interval
         if self.done() or now == self.progress.evaluated:
@@ -216,17 +227,18 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer update, or a skipped one where the loss or the gradient is not finite or leaps."""
-        t0 = time.perf_counter()
-        state, progress = self.progress, self.share()
-        factor = rate(progress, self.config) * state.slower
+        t0, state, share = time.perf_counter(), self.progress, self.share()
+        factor = rate(share, self.config) * state.slower
         set_rate(self.optimizers, factor)
         loss = self.accumulate()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)))
         self.loss = self.ranks.sum(loss)[0] / self.ranks.world
-        good = math.isfinite(self.loss) and math.isfinite(norm) and not self.spike(self.loss)
-        overflow = self.overflowed() and math.isfinite(self.loss) and not math.isfinite(norm)
+        finite_loss, finite_norm = math.isfinite(self.loss), math.isfinite(norm)
+        good = finite_loss and finite_norm and not self.spike(self.loss)
+        # fp16: a scale that is too large is not the run's fault, and update() lowers it. One below 1 makes nothing larger.
+        overflow = finite_loss and not finite_norm and self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         for optimizer in self.optimizers:
             if good:
                 self.scaler.step(optimizer)
@@ -235,7 +247,6 @@ class Trainer:
             self.scaler.update()
         if good and self.average:
             self.average.update()
-        micro_batch = state.micro_batch
         state.step += 1
         if good:
             state.bad = 0
@@ -243,13 +254,9 @@ class Trainer:
         elif not overflow:
             state.bad += 1
             state.skipped += 1
-        self.write_step(progress, factor, norm, good, micro_batch, time.perf_counter() - t0)
+        self.write_step(share, factor, norm, good, time.perf_counter() - t0)
         if state.bad >= BAD_IN_A_ROW:
             self.rewind()
-
-    def overflowed(self) -> bool:
-        """Whether fp16's scale may be what is too large: below 1 it makes nothing larger, and the gradient itself is to blame."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def accumulate(self) -> float:
         """Forward and backward of this rank's share in micro-batches; the mean loss. Gradients meet on the last one only.
@@ -270,7 +277,7 @@ class Trainer:
         ends = self.task.cuts(batch, self.progress.micro_batch)
         total = torch.zeros((), device=self.device)
         for start, end in itertools.pairwise([0, *ends]):
-            with self.meeting(end == ends[-1]):
+            with self.gradient_sync(end == ends[-1]):
                 with self.autocast():
                     loss = self.wrapped(*(part[start:end] for part in batch)) * ((end - start) / ends[-1])
                 self.scaler.scale(loss).backward()
@@ -278,12 +285,13 @@ class Trainer:
         return float(total)
 
     def seed_of_step(self) -> int:
-        """What is dropped out in a step follows from its number, on each rank by itself: a step that is done again is the same step."""
+        """Seeds dropout by step and rank, so that a step that is done again drops the same."""
         drawn = np.random.SeedSequence((self.config.seed, self.progress.step, self.ranks.rank))
         return int(drawn.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-    def meeting(self, last: bool):
-        """Whether the ranks' gradients meet after this micro-step: on the last, or on each where whole ones take too much room."""
+    def gradient_sync(self, last: bool):
+        """A context for one micro-step. The ranks' gradients are reduced in the last one only (DDP's `no_sync`); with fsdp in each, where
+        whole ones that are kept until then would take too much room (`Plan.meet_each`)."""
         if self.config.fsdp:
             self.model.set_requires_gradient_sync(last or self.plan.meet_each)
         elif self.ranks.world > 1 and not last:
@@ -336,17 +344,19 @@ class Trainer:
                 f"the loss diverged {REWINDS + 1} times, the last time at step {state.step}: pass a lower --learning_rate "
                 f"than {self.config.learning_rate:g}. What was saved in {self.folder} before is intact."
             )
-        at, skipped, slower, rewinds = state.step, state.skipped, state.slower / 2, state.rewinds + 1
-        elapsed, micro, budget = state.elapsed, state.micro_batch, self.budget
+        budget = self.budget
         content, path = self.files.newest(self.log.say)
         self.restore(self.files.fill(content, path))
-        self.progress.skipped, self.progress.slower, self.progress.rewinds = skipped, slower, rewinds
-        self.progress.elapsed, self.progress.micro_batch, self.progress.bad = elapsed, micro, 0
+        # The weights go back; the clock, the counts and what fits this machine do not.
+        self.progress = now = replace(
+            self.progress, elapsed=state.elapsed, micro_batch=state.micro_batch, skipped=state.skipped,
+            slower=state.slower / 2, rewinds=state.rewinds + 1, bad=0,
+        )  # fmt: skip
         self.budget = budget  # which the file may not know yet: that of a sitting that has just begun
         self.log.say(
-            f"step {at}: {BAD_IN_A_ROW} bad steps in a row; back to step {self.progress.step} ({path.name}) with {slower:g} of the rate."
+            f"step {state.step}: {BAD_IN_A_ROW} bad steps in a row; back to step {now.step} ({path.name}) with {now.slower:g} of the rate."
         )
-        self.log.event("rewind", step=self.progress.step, from_step=at, rate=slower)
+        self.log.event("rewind", step=now.step, from_step=state.step, rate=now.slower)
 
     def agree(self, stopper: Stopper) -> None:
         """Ranks share one clock and one decision to stop."""
@@ -390,22 +400,22 @@ class Trainer:
         if self.config.patience and state.stale >= self.config.patience:
             self.stop_reason = f"no better for {state.stale} evaluations"
 
-    def write_step(self, progress: float, factor: float, norm: float, good: bool, micro_batch: int, dt: float) -> None:
+    def write_step(self, share: float, factor: float, norm: float, good: bool, dt: float) -> None:
         state = self.progress
-        self.rates.append((dt, self.plan.tokens_per_step))
-        speed = sum(n for _, n in self.rates) / sum(t for t, _ in self.rates)
+        self.step_seconds.append(dt)
+        speed = len(self.step_seconds) * self.plan.tokens_per_step / sum(self.step_seconds)
         mfu = speed / self.ranks.world * self.plan.flops_per_token / self.peak
         self.log.event(
             "step",
             step=state.step - 1,
-            progress=progress,
+            progress=share,
             loss=self.loss,
             rate=factor,
             norm=norm,
             dt=dt,
             tokens_per_second=speed,
             mfu=mfu,
-            micro_batch=micro_batch,
+            micro_batch=state.micro_batch,
             skipped=not good,
         )
         shown = f"step {state.step}  loss {self.loss:.3f}  rate {factor:.2f}  {speed:,.0f} tok/s  MFU {100 * mfu:.0f} %"
@@ -470,7 +480,7 @@ class Trainer:
         if self.saved_step == self.progress.step:
             return
         self.saved_step = self.progress.step
-        self.log.sync()
+        self.log.flush()
         self.files.save_last(self.content(self.score_here(), training=True))
         self.tell_saved(checkpoint.LAST, self.score_here())
         self.saved_at = time.monotonic()
@@ -546,9 +556,9 @@ def final_score(trainer: Trainer) -> Score:
     on a text with much to validate on, a part is scored, of windows that are spread evenly."""
     state, model, limit = trainer.progress, trainer.model, trainer.final_limit()
     if limit:
-        whole = trainer.task.evaluation_tokens()
+        n_tokens = trainer.task.evaluation_tokens()
         trainer.log.say(
-            f"note     the last evaluation scores {limit:,} of {whole:,} tokens, a tenth of the time; python train_cli.py evaluate scores all"
+            f"note     the last evaluation scores {limit:,} of {n_tokens:,} tokens, a tenth of the time; python train_cli.py evaluate scores all"
         )
     if trainer.average:
         trainer.average.swap()

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         code = VERBS[verb](rest)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
-        code = 3 if type(error).__name__ == "Diverged" else 2
+        code = error.exit_code
     except BrokenPipeError:  # `| head` closed its end
         sys.stderr.close()
         code = 141
@@ -129,26 +129,28 @@ def train(argv: list[str]) -> int:
 
 
 def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: TrainConfig) -> int:
+    """What `train` does once the ranks know each other. `given` is what was typed, `values` the same over a preset, a recipe or a
+    checkpoint, `config` the part of it that is about training."""
     import checkpoint
     from train import Trainer, fit, open_files, verify_resume
     from training import build, calibrate, process, runlog, sizing
     from training.files import in_shards
 
     out_dir, log_dir = place("out_dir", given, config), place("log_dir", given, config)
-    run = ranks.share(lambda: choose_run(config, out_dir))
+    run = ranks.broadcast(lambda: choose_run(config, out_dir))
     folder = out_dir / run
     say = print if ranks.first else (lambda *_: None)
     saved = None
     if config.resume or config.verify_resume:
-        files = open_files(folder, ranks, ranks.share(lambda: in_shards(folder)))
+        files = open_files(folder, ranks, ranks.broadcast(lambda: in_shards(folder)))
         saved, path = files.newest(say)
         config, values = resumed_settings(saved, given, ranks)
         say(f"resuming {folder} from {path.name}, step {saved['training']['progress']['step']}")
     process.tune_process(ranks.device, config.threads)
     with contextlib.ExitStack() as held:
-        ranks.share(lambda: held.enter_context(lock(folder)))
+        ranks.broadcast(lambda: held.enter_context(lock(folder)))
         if not saved:
-            ranks.share(lambda: refuse_used(folder))
+            ranks.broadcast(lambda: refuse_used(folder))
         if config.fsdp:
             from training.folders import require_one_folder
 
@@ -164,24 +166,24 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
                 f"the data changed since this run began (data {config.data!r}): give it the same text again, or start a new run without --resume."
             )
         if sizing.wanted(given):
-            values |= ranks.share(lambda: sizing.settle(given, config, len(corpus.train), corpus.tokenizer.vocab_size, ranks))
+            values |= ranks.broadcast(lambda: sizing.settle(given, config, len(corpus.train), corpus.tokenizer.vocab_size, ranks))
             config = take(TrainConfig, values)
             say(sizing.line(values, config))
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
-        told = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
-        held.enter_context(calibrate.attending(told.attention))
+        plan = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
+        held.enter_context(calibrate.attending(plan.attention))
         if config.fsdp:
-            model = build.make_shards(model_config, config, start, ranks, told.dtype, fresh=not saved)
+            model = build.make_shards(model_config, config, start, ranks, plan.dtype, fresh=not saved)
         else:
             model = build.make_model(model_config, config, start).to(ranks.device)
-        if told.compile:
+        if plan.compile:
             build.compile_trunk(model, config.fsdp)
-        for line in told.lines():
+        for line in plan.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)
         task = make_task(corpus, config, model.config, ranks, log.folder if ranks.first else None)
         task.provenance["asked_vocab_size"] = asked
-        trainer = Trainer(model, task, config, told, ranks, folder, log, STARTED)
+        trainer = Trainer(model, task, config, plan, ranks, folder, log, STARTED)
         if config.verify_resume:
             say(verify_resume(trainer))
             return 0
@@ -189,21 +191,14 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
             checkpoint.clean_temporaries(folder)
         if saved:
             trainer.files = files  # which know what they passed over
-            trainer.restore(files.fill(saved, path))
-            trainer.remember_best()
-            trainer.progress.micro_batch = told.micro_batch_size
-            if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
-                trainer.budget = 0.0
-            elif trainer.done():
-                say(done_already(config))
-            log.event("resume", step=trainer.progress.step)
+            take_up(trainer, saved, path, given, say)
         else:
             log.event(
                 "start",
                 run=run,
                 model=dataclasses.asdict(model.config),
                 train=dataclasses.asdict(config),
-                plan=dataclasses.asdict(told),
+                plan=dataclasses.asdict(plan),
                 entropy=corpus.meta["entropy"],
             )
         try:
@@ -213,6 +208,18 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         if ranks.first:
             report(trainer, summary, corpus, folder)
     return EXIT.get(summary["stop_reason"], 0)
+
+
+def take_up(trainer, saved: dict[str, Any], path: Path, given: dict[str, Any], say) -> None:
+    """Puts a trainer where its checkpoint left off, with the micro-batch of this sitting and, if another was typed, its --time."""
+    trainer.restore(trainer.files.fill(saved, path))
+    trainer.remember_best()
+    trainer.progress.micro_batch = trainer.plan.micro_batch_size
+    if "time" in given and given["time"] != saved["provenance"]["train_config"]["time"]:
+        trainer.budget = 0.0  # `begin` sets another
+    elif trainer.done():
+        say(done_already(trainer.config))
+    trainer.log.event("resume", step=trainer.progress.step)
 
 
 def place(name: str, given: dict[str, Any], config: TrainConfig) -> Path:
@@ -358,31 +365,31 @@ def make_task(corpus, config: TrainConfig, model_config: ModelConfig, ranks, fol
     return MediaTask(corpus, config, model_config.block_size, ranks, folder)
 
 
-def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, Any], wanted: int, before: dict | None, say, ranks):
+def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, Any], vocab_size: int, before: dict | None, say, ranks):
     """The tokenised corpus, with the tokenizer of a checkpoint `before` where there is one; where GPT-2's was only the default
     and cannot be had, a bpe of the corpus takes its place."""
     import tokenizer as tokenizers
     from data import holds_shards, prepare
     from sources import find_source
 
+    own = tokenizers.from_dict(before["tokenizer"]) if before else None
     if holds_shards(config.data):
         if values.get("modalities"):
             raise UserError(
                 f"--data {config.data} holds token shards, which are text only: pass the rows with pictures and sounds, or leave --modalities out."
             )
-        return open_shards(config.data, tokenizers.from_dict(before["tokenizer"]) if before else None, "the model to start from"), config
+        return open_shards(config.data, own, "the model to start from"), config
     if values.get("modalities"):
         from multimodal.run import find_corpus as find_media
 
         shape = take(MediaModelConfig, {**values, "vocab_size": 0})
-        ready = tokenizers.from_dict(before["tokenizer"]) if before else None
-        return find_media(config, shape, wanted, ready, say, config.progress and ranks.first), config
+        return find_media(config, shape, vocab_size, own, say, config.progress and ranks.first), config
     source = find_source(config)
     if source.why:
         say(source.why)
-    ready = None
-    if before and (config.init_from or config.tokenizer == "gpt2"):
-        ready = tokenizers.from_dict(before["tokenizer"])
+    # Shards are named by the tokenizer that was passed on, or by the recipe of one that is learned (`data.prepare`): a resumed run finds
+    # its own only in the way in which it made them.
+    ready = own if config.init_from or config.tokenizer == "gpt2" else None
     if not ready and config.tokenizer == "gpt2":
         try:
             ready = tokenizers.load_gpt2()
@@ -391,7 +398,7 @@ def find_corpus(config: TrainConfig, given: dict[str, Any], values: dict[str, An
                 raise
             say(f"tokenizer: a bpe of the corpus, because {str(error).splitlines()[0]}")
             config = dataclasses.replace(config, tokenizer="bpe")
-    corpus = prepare(config, source, wanted, ready, progress=config.progress and ranks.first)
+    corpus = prepare(config, source, vocab_size, ready, progress=config.progress and ranks.first)
     counts = corpus.meta["train"], corpus.meta["val"]
     say(
         f"data     {corpus.meta['source']}: {counts[0]['tokens']:,} tokens to train, {counts[1]['tokens']:,} to validate, "
@@ -463,7 +470,8 @@ def lock(folder: Path):
 def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
     """Publishes the files, draws the curve, and shows what came of it."""
     import checkpoint
-    from training import plan, runlog
+    from training import runlog
+    from training.units import count, duration, size
 
     logs = trainer.log.folder
     entropy = corpus.meta["entropy"]
@@ -478,9 +486,9 @@ def report(trainer, summary: dict[str, Any], corpus, folder: Path) -> None:
         )
         return
     print(
-        f"\n{folder.name}: {summary['steps']:,} steps in {plan.duration(summary['seconds'])}, "
-        f"{plan.count(summary['tokens'])} tokens, {summary['tokens_per_second']:,.0f} tokens/s, "
-        f"peak memory {plan.size(summary['peak_memory_bytes'])}"
+        f"\n{folder.name}: {summary['steps']:,} steps in {duration(summary['seconds'])}, "
+        f"{count(summary['tokens'])} tokens, {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"peak memory {size(summary['peak_memory_bytes'])}"
     )
     print(
         f"validation: {summary['val_loss']:.4f} nats per token, perplexity {summary['perplexity']:.2f}, "
@@ -563,6 +571,7 @@ def make_plan_only(argv: list[str]) -> int:
 def list_presets() -> int:
     """A table of the presets with what each takes on this machine."""
     from training import calibrate, distributed, plan, process
+    from training.units import count, duration, size
 
     ranks = distributed.Ranks(0, 1, distributed.pick_device("auto"))
     process.tune_process(ranks.device)
@@ -578,9 +587,9 @@ def list_presets() -> int:
         taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / rate
         micro = plan.choose_micro_batch(model_config, config, parameters, "float32", config.batch_size, ranks.device)
         shape = f"{model_config.architecture}, {model_config.n_layer} × {model_config.n_embd}, block {model_config.block_size}"
-        room = plan.size(plan.memory(model_config, config, parameters, "float32", micro, "adamw"))
+        room = size(plan.memory(model_config, config, parameters, "float32", micro, "adamw"))
         steps = "" if config.time else f"{config.max_iters:,}"
-        print(f"{name:<16}{shape:<38}{plan.count(parameters):>11}{room:>10}{steps:>9}{plan.duration(taken):>12}")
+        print(f"{name:<16}{shape:<38}{count(parameters):>11}{room:>10}{steps:>9}{duration(taken):>12}")
     return 0
 
 

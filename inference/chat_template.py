@@ -14,7 +14,7 @@ from tokenizer import Tokenizer
 
 
 def fill(template: str, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[str]:
-    """The template filled in with messages (`role` and `content`): text and the name of a token in turn, text first and last.
+    """The template filled in with messages (`role` and `content`), as [text, name of a token, text, ..., text].
 
     Only the template can write the tokens that no text is cut into: the same characters in a message are ordinary text.
 

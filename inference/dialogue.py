@@ -20,7 +20,7 @@ from tokenizer import Tokenizer
 NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}  # as a transcript has them
 ANSWER = "Assistant:"  # the model goes on from here
 NEXT_TURN = "\nUser:"  # where a transcript's answer ends
-FOR_ANSWER = 4  # of a full block, one part in so many is left for the answer
+FOR_ANSWER = 4  # a quarter of a full block is left for the answer
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,19 @@ def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
 def transcript(messages: list[dict[str, str]]) -> str:
     """The conversation (`role` and `content` of each message) as a dialogue that waits for the assistant's line."""
     return "".join(f"{NAMES[message['role']]}{message['content']}\n" for message in messages) + ANSWER
+
+
+class Trim:
+    """Takes the white space off the beginning of a text that comes in pieces.
+
+    Args:
+        on: False leaves the text as it is.
+    """
+
+    def __init__(self, on: bool):
+        self.on = on
+
+    def __call__(self, piece: str) -> str:
+        piece = piece.lstrip() if self.on else piece
+        self.on = self.on and not piece
+        return piece

@@ -1,8 +1,8 @@
 """Continuous batching: one thread owns the model, and every step moves all the running texts on by a token.
 
 A step drains what came in, gives free slots to those who wait, writes the next token of every text that has been read, and
-reads one chunk of the prompts that have not (Orca, Yu et al. 2022; chunked prefill: Sarathi, arXiv:2308.16369). A long prompt
-therefore delays the others by a chunk at a time and no more.
+reads one chunk of the prompts that have not (Orca, Yu et al. 2022; chunked prefill: Sarathi, arXiv:2308.16369). Papers call reading
+prefill, and writing decode. A long prompt therefore delays the others by a chunk at a time and no more.
 
 The same engine works without its thread: `run` steps it until its requests are done, which is how `generate.py` writes.
 """
@@ -78,7 +78,7 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.tokenizer, self.provenance = model, tokenizer, provenance or {}
         self.device, self.block_size = weight.device, model.config.block_size
-        self.chooser = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
+        self.sampling_device = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
         self.places = getattr(model, "places", None)  # the ids that stand for a picture or a sound, where the model takes any
         self.dtype, self.parameters, self.quantized = str(weight.dtype).removeprefix("torch."), parameters, quantized
         self.model_id = f"{self.provenance.get('run', 'model')}@{self.provenance.get('step', 0)}"
@@ -88,7 +88,7 @@ class Engine:
         self.weight_bytes = weight_bytes or sum(weight.nbytes for weight in model.parameters())
         self.transcripts: dict[int, Transcript] = {}
         self.news = threading.Event()  # something came in: the thread need not sleep
-        self.sampler: tuple[list[Request], Sampler] = ([], None)
+        self.sampler: tuple[list[Request], Sampler | None] = ([], None)
         self.thread: threading.Thread | None = None
         self.threaded = False
         self.lock = threading.Lock()  # of the line: `submit` comes from other threads
@@ -132,7 +132,7 @@ class Engine:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Engine]:
-        """Keeps the engine at work until this is left: a drain waits, and takes what comes meanwhile, until its time is over."""
+        """While this is held a drain waits, and the engine still takes requests, until the time of the drain is up."""
         with self.lock:
             self.holders += 1
         try:
@@ -192,7 +192,7 @@ class Engine:
                     return
 
     def drain(self, seconds: float = float("inf")) -> None:
-        """Takes nothing new but from those who hold it, lets them and what runs finish for so long, and stops."""
+        """Refuses new requests but from those who hold it, waits up to `seconds` for these and for what runs, then stops."""
         with self.lock:
             self.draining = True
         t0 = time.monotonic()
@@ -254,15 +254,18 @@ class Engine:
             self.scheduler.swap(idle, stray)
 
     def wants_to_be_alone(self, request: Request) -> bool:
-        """Whether a text is written apart from the others. In int8 one or two rows take other arithmetic than many, and a GPU's
-        libraries choose theirs by the number of rows, so there a seed asks for it; in one dtype on a CPU a row has the same bits
-        among two as among many."""
+        """Whether a text gets a forward pass of its own, apart from the batch.
+
+        `deterministic` asks for it. A seed promises the same text in any company, and on a CPU in one dtype a batch keeps that promise:
+        a row has the same bits among two as among many. Int8 (other kernels for one or two rows) and GPUs (kernels chosen by the size
+        of the batch) do not, so there a seed means alone.
+        """
         varies = self.quantized or self.device.type != "cpu"
         return request.settings.deterministic or (varies and request.settings.seed is not None)
 
     def may_be_one_row(self, request: Request) -> bool:
-        """Whether a text without neighbours is written the fastest way: one that is always alone, or did not ask for the same words
-        in company."""
+        """Whether a text by itself may take the fast path for one row, whose bits differ from a batch's. A seeded text on a CPU may not:
+        it runs beside a copy of itself, so that it reads the same when company comes."""
         return self.wants_to_be_alone(request) or request.settings.seed is None
 
     def guard(self, slots: list[Slot], work) -> None:
@@ -280,14 +283,14 @@ class Engine:
         """Ends what was cancelled or is too late, in line or running."""
         now = time.monotonic()
         with self.lock:
-            late = [r for r in self.scheduler.waiting if r.cancelled or now > r.deadline]
-            for request in late:
+            late = [(request, reason) for request in self.scheduler.waiting if (reason := request.over(now))]
+            for request, _ in late:
                 self.scheduler.waiting.remove(request)
-        for request in late:
-            self.finish(request, "cancelled" if request.cancelled else "deadline")
+        for request, reason in late:
+            self.finish(request, reason)
         for slot in self.scheduler.running:
-            if slot.request.cancelled or now > slot.request.deadline:
-                self.finish(slot.request, "cancelled" if slot.request.cancelled else "deadline", slot)
+            if reason := slot.request.over(now):
+                self.finish(slot.request, reason, slot)
 
     def read(self, slots: list[Slot]) -> None:
         """Reads the next chunk of a prompt; after the last one, writes the first token. Where chunks begin depends on no other."""
@@ -295,15 +298,15 @@ class Engine:
         request = slot.request
         ids = slot.next_ids(self.chunk)
         hidden = self.forward(slots, [ids], OneRow(self.cache, slot.index, slot.length), self.fused(slot, ids))  # (1, T, C)
-        losses = self.prompt_tokens_of(slot, ids, hidden) if request.settings.prompt_logprobs and not request.written else ()
+        scored = self.score_prompt(slot, ids, hidden) if request.settings.prompt_logprobs and not request.written else ()
         slot.length += len(ids)
         if slot.ahead:
-            if losses:
-                tell(request, Piece("", prompt=losses, at=time.monotonic()))
+            if scored:
+                tell(request, Piece("", prompt=scored, at=time.monotonic()))
         elif request.settings.max_new_tokens == 0:
-            self.finish(request, "length", slot, prompt=losses)
+            self.finish(request, "length", slot, prompt=scored)
         else:
-            self.choose([slot], self.model.logits(hidden[:, -1]), losses)
+            self.choose([slot], self.model.logits(hidden[:, -1]), scored)
 
     def write(self, slots: list[Slot]) -> None:
         """Writes the next token of each slot."""
@@ -342,23 +345,23 @@ class Engine:
         before = sum(i < 0 for i in request.ids[: slot.base + slot.length])
         return self.model.fuse(torch.tensor([ids], device=self.device), request.vectors[before : before + count])
 
-    def choose(self, slots: list[Slot], logits: Tensor, losses: tuple[Token, ...] = ()) -> None:
-        """Draws the next token of each slot, logits (B, V), and hands it on."""
+    def choose(self, slots: list[Slot], logits: Tensor, scored: tuple[Token, ...] = ()) -> None:
+        """Draws the next token of each slot, logits (B, V), and hands it on, behind what was `scored` of its prompt."""
         requests = [slot.request for slot in slots]
         if self.sampler[0] != requests:  # the same rows as in the last step need no new tensors
-            self.sampler = requests, Sampler([request.settings for request in requests], self.chooser)
+            self.sampler = requests, Sampler([request.settings for request in requests], self.sampling_device)
         sampler = self.sampler[1]
         uniforms = [0.0 if r.settings.temperature == 0 else uniform(r.seed, r.begun + r.written) for r in requests]
         seen = [[i for i in request.ids if i >= 0] for request in requests] if sampler.penalised else []
-        logits = logits.to(self.chooser)
+        logits = logits.to(self.sampling_device)
         prompts = [request.prompt_length - request.begun - request.places for request in requests]
         chosen = sampler.choose(logits, uniforms, seen, prompts).tolist()
         for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
             most = slot.request.settings.logprobs
             reported = Token(token) if most is None else report(logits[row], [token], most)[0]
-            self.hand_on(slot, token, reported, losses)
+            self.hand_on(slot, token, reported, scored)
 
-    def hand_on(self, slot: Slot, token: int, reported: Token, losses: tuple[Token, ...]) -> None:
+    def hand_on(self, slot: Slot, token: int, reported: Token, scored: tuple[Token, ...]) -> None:
         """Adds a token to its text, and gives the person what became certain."""
         request, now = slot.request, time.monotonic()
         request.first_token = request.first_token or now
@@ -367,9 +370,9 @@ class Engine:
         tokens = (reported,) if request.written > before else ()  # what only ends the text is no part of it
         self.generation_tokens += len(tokens)
         if reason:
-            self.finish(request, reason, slot, text=text, tokens=tokens, stop=stop, prompt=losses)
+            self.finish(request, reason, slot, text=text, tokens=tokens, stop=stop, prompt=scored)
         else:
-            tell(request, Piece(text, tokens, losses, at=now))
+            tell(request, Piece(text, tokens, scored, at=now))
 
     def transcript(self, request: Request) -> Transcript:
         if request.number not in self.transcripts:
@@ -388,7 +391,7 @@ class Engine:
         request.finished, request.finish_reason = time.monotonic(), reason
         tell(request, Piece(text, finish_reason=reason, at=request.finished, **piece))
 
-    def prompt_tokens_of(self, slot: Slot, ids: list[int], hidden: Tensor) -> tuple[Token, ...]:
+    def score_prompt(self, slot: Slot, ids: list[int], hidden: Tensor) -> tuple[Token, ...]:
         """The log-probabilities of the prompt's tokens that follow a chunk: hidden (1, T, C)."""
         start = slot.base + slot.length + 1
         following = slot.request.ids[start : start + len(ids)]

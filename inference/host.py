@@ -82,8 +82,8 @@ class Host:
 
     @contextlib.contextmanager
     def lease(self, model_id: str | None = None) -> Iterator[Engine]:
-        """The engine of a model, by default the one that answers now. It takes requests until this is left, whatever happens:
-        one whose place another takes, or whose server is told to stop, waits for those who hold it.
+        """The engine of a model, by default the one that answers now. It takes requests until this is left, even if another model
+        replaces it or the server is stopping, within the time of the drain.
 
         Raises:
             NotReady: with the reason.
@@ -121,7 +121,8 @@ class Host:
                     self.reason = f"the checkpoint could not be loaded: {told}"
                 raise
             before = self.current
-            smaller = self.smaller(before) if before and self.keep_earlier and before.model_id != engine.model_id else None
+            replaced = before and before.model_id != engine.model_id
+            smaller = self.smaller(before) if replaced and self.keep_earlier else None
             with self.changing:
                 if self.draining:
                     gone = [engine]
@@ -134,13 +135,13 @@ class Host:
 
     def smaller(self, engine: Engine) -> Engine:
         """A small engine, with its thread running, for the model of one that is being replaced."""
-        told = {name: getattr(engine, name) for name in ("weight_bytes", "parameters", "quantized")}
-        small = Engine(engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **told)
+        figures = {name: getattr(engine, name) for name in ("weight_bytes", "parameters", "quantized")}
+        small = Engine(engine.model, engine.tokenizer, EARLIER_SLOTS, engine.provenance, **self.limits, **figures)
         small.start()
         return small
 
     def keep(self, engine: Engine | None) -> list[Engine]:
-        """Lets an earlier model be asked by its name, if there is one to keep; those that make room for it, the oldest first."""
+        """Keeps a replaced model, if there is one, reachable by its name. Returns the engines that make room for it, the oldest first."""
         same = self.earlier.pop(self.current.model_id, None)  # the model that answers now is asked in its large engine
         if engine:
             self.earlier[engine.model_id] = engine

@@ -121,6 +121,10 @@ class Request:
         self.cancelled = False
         self.finish_reason = ""
 
+    def over(self, now: float) -> str:
+        """Why it must end unfinished: `cancelled`, `deadline`, or "" while it may go on."""
+        return "cancelled" if self.cancelled else "deadline" if now > self.deadline else ""
+
     @property
     def written(self) -> int:
         """Tokens written so far."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from config import SamplingConfig
 from tokenizer import Tokenizer
 
-RUNG = 64  # tokens of the vocabulary that are summed up, or compared, before one of them is looked at
+GROUP = 64  # tokens of the vocabulary that are summed up, or compared, together
 
 
 def uniform(seed: int, place: int) -> float:
@@ -37,7 +37,7 @@ class Sampler:
         self.settings = list(settings)
         self.greedy = torch.tensor([row.temperature == 0 for row in settings], device=device)
         self.all_greedy, self.some_greedy = bool(self.greedy.all()), bool(self.greedy.any())
-        self.sharpness = 1 / column("temperature").clamp(min=1e-6)  # no temperature overflows
+        self.inverse_temperature = 1 / column("temperature").clamp(min=1e-6)  # no temperature overflows
         self.repetition = column("repetition_penalty")
         self.presence, self.frequency = column("presence_penalty"), column("frequency_penalty")
         self.penalised = any(
@@ -47,8 +47,8 @@ class Sampler:
         self.most_k = max(row.top_k for row in settings)
         self.least = column("min_p").log()  # of a probability, relative to the largest; -inf where it is off
         self.has_min_p = any(row.min_p for row in settings)
-        self.nucleus = [number for number, row in enumerate(settings) if row.top_p < 1]
-        self.top_p = column("top_p")[self.nucleus]
+        self.nucleus_rows = [number for number, row in enumerate(settings) if row.top_p < 1]
+        self.top_p = column("top_p")[self.nucleus_rows]
         biases = [
             (number, i, value)
             for number, row in enumerate(settings)
@@ -75,7 +75,7 @@ class Sampler:
         if self.all_greedy:
             return likeliest(logits)
         drawn = draw(
-            self.restrict(logits * self.sharpness).softmax(-1),
+            self.restrict(logits * self.inverse_temperature).softmax(-1),
             torch.tensor(uniforms, device=logits.device, dtype=torch.float64),
         )
         return torch.where(self.greedy, likeliest(logits), drawn) if self.some_greedy else drawn
@@ -94,24 +94,24 @@ class Sampler:
         if self.most_k:
             best = logits.topk(min(self.most_k, logits.size(-1))).values  # (B, most_k)
             kth = best.gather(-1, (self.top_k - 1).clamp(0, best.size(-1) - 1))
-            logits = floored(logits, kth.masked_fill(self.top_k == 0, -torch.inf))
-        if self.nucleus:
-            if len(self.nucleus) == len(logits):
+            logits = masked_below(logits, kth.masked_fill(self.top_k == 0, -torch.inf))
+        if self.nucleus_rows:
+            if len(self.nucleus_rows) == len(logits):
                 logits = nucleus(logits, self.top_p)
             else:
-                rows = torch.tensor(self.nucleus, device=logits.device)
+                rows = torch.tensor(self.nucleus_rows, device=logits.device)
                 logits = logits.index_copy(0, rows, nucleus(logits[rows], self.top_p))
         if self.has_min_p:
-            logits = floored(logits, logits.amax(-1, keepdim=True) + self.least)
+            logits = masked_below(logits, logits.amax(-1, keepdim=True) + self.least)
         return logits
 
 
-def floored(logits: Tensor, floor: Tensor) -> Tensor:
+def masked_below(logits: Tensor, floor: Tensor) -> Tensor:
     """The logits (B, V), with -inf for those that are less than their row's floor (B, 1)."""
     return torch.where(logits < floor, -torch.inf, logits)
 
 
-def falling(logits: Tensor) -> Tensor:
+def sorted_descending(logits: Tensor) -> Tensor:
     """Each row of (B, V) from the largest to the smallest."""
     if logits.device.type != "cpu":
         return logits.sort(-1, descending=True).values
@@ -121,11 +121,11 @@ def falling(logits: Tensor) -> Tensor:
 def nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
     """Leaves the likeliest tokens that hold `top_p` (B, 1) of the probability together (Holtzman et al. 2020, arXiv:1904.09751);
     of equal ones at the border, the first."""
-    values = falling(logits)
+    values = sorted_descending(logits)
     held = values.softmax(-1).cumsum(-1)
     count = (torch.searchsorted(held, top_p) + 1).clamp(max=values.size(-1))  # (B, 1): what fewer hold is not enough
     least = values.gather(-1, count - 1)
-    left = floored(logits, least)
+    left = masked_below(logits, least)
     beyond = values.gather(-1, count.clamp(max=values.size(-1) - 1))
     for row in (least == beyond).nonzero()[:, 0].tolist():  # it has equals that do not stay
         places = (logits[row] == least[row]).nonzero()[:, 0]
@@ -133,26 +133,27 @@ def nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
     return left
 
 
-# A vocabulary is a long ladder, and one place of it is reached in two strides: to its rung, of 64 tokens, and then along the rung.
+# Inverse transform sampling (Devroye 1986, chapter III.2) in two steps: find the group of 64 tokens, then the token in it. So only
+# V / 64 + 64 numbers go through the slow cumulative sum; the groups are summed on vector units. `likeliest` takes the same two steps.
 
 
-def rungs(x: Tensor, by: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """What `by` (a sum, a maximum) makes of each rung: (B, V) to (B, V / 64), the last of which may be shorter."""
-    whole = x.size(-1) - x.size(-1) % RUNG
-    made = by(x[:, :whole].unflatten(-1, (-1, RUNG)), -1)
+def group_reduce(x: Tensor, by: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """What `by` (a sum, a maximum) makes of each group: (B, V) to (B, ceil(V / 64)), the last of which may be shorter."""
+    whole = x.size(-1) - x.size(-1) % GROUP
+    made = by(x[:, :whole].unflatten(-1, (-1, GROUP)), -1)
     return made if whole == x.size(-1) else torch.cat((made, by(x[:, whole:], -1)[:, None]), dim=-1)
 
 
-def standing_on(x: Tensor, rung: Tensor, beyond: float) -> Tensor:
-    """The numbers of x (B, V) on a rung (B, 1) of each row: (B, 64), and `beyond` where the last rung has ended."""
-    places = rung * RUNG + torch.arange(RUNG, device=x.device)
+def group_at(x: Tensor, group: Tensor, beyond: float) -> Tensor:
+    """The numbers of x (B, V) in a group (B, 1) of each row: (B, 64), and `beyond` where the last group has ended."""
+    places = group * GROUP + torch.arange(GROUP, device=x.device)
     return x.gather(-1, places.clamp(max=x.size(-1) - 1)).masked_fill(places >= x.size(-1), beyond)
 
 
 def likeliest(logits: Tensor) -> Tensor:
     """The first of the largest in each row: (B, V) to (B,)."""
-    rung = rungs(logits, torch.amax).argmax(-1, keepdim=True)
-    return rung[:, 0] * RUNG + standing_on(logits, rung, -torch.inf).argmax(-1)
+    group = group_reduce(logits, torch.amax).argmax(-1, keepdim=True)
+    return group[:, 0] * GROUP + group_at(logits, group, -torch.inf).argmax(-1)
 
 
 def count(ids: list[list[int]], like: Tensor) -> Tensor:
@@ -168,18 +169,18 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
     probabilities (B, V) and uniforms (B,) float64, to (B,).
     """
-    ladder = rungs(probabilities, torch.sum).double().cumsum(-1)  # (B, V / 64)
-    height = uniforms[:, None] * ladder[:, -1:]
-    rung = first_above(ladder, height)  # (B, 1)
-    below = torch.where(rung > 0, ladder.gather(-1, (rung - 1).clamp(min=0)), 0.0)
-    inside = standing_on(probabilities, rung, 0.0)  # (B, 64)
-    found = first_above(inside.double().cumsum(-1), height - below)
-    return (rung * RUNG + found)[:, 0].clamp(max=probabilities.size(-1) - 1)  # NaN falls off the ladder
+    cdf = group_reduce(probabilities, torch.sum).double().cumsum(-1)  # (B, V / 64)
+    target = uniforms[:, None] * cdf[:, -1:]
+    group = first_above(cdf, target)  # (B, 1)
+    below = torch.where(group > 0, cdf.gather(-1, (group - 1).clamp(min=0)), 0.0)
+    inside = group_at(probabilities, group, 0.0)  # (B, 64)
+    found = first_above(inside.double().cumsum(-1), target - below)
+    return (group * GROUP + found)[:, 0].clamp(max=probabilities.size(-1) - 1)  # NaN falls off the cdf
 
 
-def first_above(ladder: Tensor, height: Tensor) -> Tensor:
-    """Where a rising ladder (B, n) first stands above a height (B, 1). Rounding never leads past its last step."""
-    return torch.searchsorted(ladder, torch.minimum(height, ladder[:, -1:] * (1 - 1e-12)), right=True)
+def first_above(cdf: Tensor, target: Tensor) -> Tensor:
+    """Where a rising cdf (B, n) first stands above a target (B, 1). Rounding never leads past its last step."""
+    return torch.searchsorted(cdf, torch.minimum(target, cdf[:, -1:] * (1 - 1e-12)), right=True)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str, documents: bool) -> list[int]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from inference.request import Busy, Request
 
+SMOOTHING = 0.1  # weight of the newest value in an exponential moving average
+
 
 @dataclass
 class Slot:
@@ -59,18 +61,17 @@ class Slot:
 
     def take(self, request: Request, block_size: int) -> None:
         """Gives this slot to a request."""
-        self.length = self.reusable(request)
-        self.request, self.scope, self.kept = request, request.scope, []
         self.base = window_start(request, block_size)
-        request.cached = self.length = 0 if self.base else self.length
-        request.admitted = time.monotonic()
+        self.length = 0 if self.base else self.reusable(request)  # before scope and kept change
+        self.request, self.scope, self.kept = request, request.scope, []
+        request.cached, request.admitted = self.length, time.monotonic()
 
     def slide(self, block_size: int) -> None:
         """Forgets the older half of a context that is full; the rest is read again."""
-        self.base, self.length = len(self.request.ids) - max(1, block_size // 2), 0
+        self.base, self.length = len(self.request.ids) - kept_half(block_size), 0
 
     def leave(self) -> None:
-        self.kept = self.request.ids[self.base : self.base + self.length] if not self.base else []
+        self.kept = [] if self.base else self.request.ids[: self.length]
         self.request, self.left_at = None, time.monotonic()
 
 
@@ -79,17 +80,18 @@ class Scheduler:
 
     Args:
         count: slots, which is how many requests run at once.
-        most_waiting, most_tokens: how long the line may be, in requests and in tokens of their prompts.
+        max_waiting, max_waiting_tokens: how long the line may be, in requests and in tokens of their prompts.
         chunk: tokens of a prompt that a step reads.
 
     Attributes:
-        seconds_per_step: how long a step takes just now, a running mean.
-        share: how much of what requests may write they do write, a running mean.
+        seconds_per_step: how long a step takes just now, a moving average.
+        share: the part of max_new_tokens that requests use in the end, a moving average.
     """
 
-    def __init__(self, count: int, block_size: int, most_waiting: int, most_tokens: int, chunk: int):
+    def __init__(self, count: int, block_size: int, max_waiting: int, max_waiting_tokens: int, chunk: int):
         self.slots = [Slot(index) for index in range(count)]
-        self.block_size, self.most_waiting, self.most_tokens, self.chunk = block_size, most_waiting, most_tokens, chunk
+        self.block_size, self.chunk = block_size, chunk
+        self.max_waiting, self.max_waiting_tokens = max_waiting, max_waiting_tokens
         self.waiting: deque[Request] = deque()
         self.seconds_per_step, self.share = 0.0, 1.0
 
@@ -110,9 +112,9 @@ class Scheduler:
         free = len(self.slots) - len(self.running)
         in_line = [each.prompt_length for each in tuple(self.waiting)[free:]]  # who will find a slot free does not wait
         tokens = sum(in_line)
-        if len(self.waiting) - free >= self.most_waiting:
+        if len(self.waiting) - free >= self.max_waiting:
             told = f"{len(in_line)} requests are waiting, which is all the queue holds"
-        elif in_line and tokens + request.prompt_length > self.most_tokens:
+        elif in_line and tokens + request.prompt_length > self.max_waiting_tokens:
             told = f"the prompts that are waiting have {tokens} tokens, and with this one's {request.prompt_length} more than the queue holds"
         else:
             return
@@ -134,7 +136,7 @@ class Scheduler:
 
     def took(self, seconds: float) -> None:
         """Notes how long a step took."""
-        self.seconds_per_step += (seconds - self.seconds_per_step) * (0.1 if self.seconds_per_step else 1.0)
+        self.seconds_per_step += (seconds - self.seconds_per_step) * (SMOOTHING if self.seconds_per_step else 1.0)
 
     def admit(self) -> None:
         """Gives free slots to those who wait longest: the slot that knows most of the prompt, else the one longest unused."""
@@ -166,7 +168,7 @@ class Scheduler:
     def release(self, slot: Slot) -> None:
         request = slot.request
         if request.settings.max_new_tokens:
-            self.share += 0.1 * (request.written / request.settings.max_new_tokens - self.share)
+            self.share += SMOOTHING * (request.written / request.settings.max_new_tokens - self.share)
         slot.leave()
 
     def used_places(self) -> int:
@@ -174,12 +176,17 @@ class Scheduler:
         return sum(slot.length for slot in self.running)
 
 
+def kept_half(block_size: int) -> int:
+    """How many of the newest ids are read again when the context is full."""
+    return max(1, block_size // 2)
+
+
 def window_start(request: Request, block_size: int) -> int:
     """Where in a request's ids the model's window begins: a longer prompt loses its beginning, and a prefix slides it on
     just as far as writing those tokens would have."""
     base = max(0, request.prompt_length - request.begun - block_size)
     while len(request.ids) - base > block_size:
-        base += block_size + 1 - max(1, block_size // 2)
+        base += block_size + 1 - kept_half(block_size)  # where `slide` puts it, once there is one id too many
     return base
 
 

@@ -7,7 +7,7 @@ from tokenizer import StreamDecoder, Tokenizer
 
 
 class Transcript:
-    """The text of one request as it grows."""
+    """The text of one request as it grows: a streaming detokenizer that knows stop strings."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer):
         self.request, self.ends = request, tokenizer.ends
@@ -25,7 +25,7 @@ class Transcript:
         return text[known:], reason, stop
 
     def certain(self, token: int) -> tuple[str, str, str | int | None]:
-        """The same, with what is known of the prefix."""
+        """As `push`, with the characters that the prefix already had."""
         settings = self.request.settings
         if token in settings.stop_ids:
             return self.close(), "stop", token
@@ -50,7 +50,7 @@ class Transcript:
         return self.held
 
     def first_stop(self) -> tuple[int, str]:
-        """Where the first stop string begins, and which one; ("" if there is none). One that is all in the prefix stops nothing."""
+        """Where the first stop string begins, and which: (-1, "") if there is none. One that lies wholly in the prefix stops nothing."""
         found = [(at, stop) for stop in self.stops if (at := self.held.find(stop, max(0, self.known - len(stop) + 1))) >= 0]
         return min(found, default=(-1, ""))
 

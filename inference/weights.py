@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 16  # the batch that packed weights are laid out for
-TWICE = 2**28  # up to so many float32 numbers a model keeps a second layout, for one row: it costs their memory again, 1 GiB at most
+TWICE = 2**28  # float32 numbers of the largest model that also keeps transposes for one row: 1 GiB more at most
 STEP = 8  # more rows than that are padded to a multiple of this
-STRIDE = 16  # int8 rows are read so many numbers at a time; of other lengths torch's kernel reads beyond them, and may crash
-FEW = 2  # up to so many rows int8 weights are multiplied as they are; more are faster in bfloat16
+STRIDE = 16  # torch's int8 kernel reads 16 numbers at a time; at other lengths it reads past the row, and may crash
+FEW = 2  # rows that are multiplied with int8 weights; more are faster with the bfloat16 copy
 
 
 class Packed(nn.Module):
@@ -124,15 +126,25 @@ def transposes_are_faster() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     shapes = 14 * [(384, 1536), (1536, 384)]  # 66 MB
-    layouts = {twice: [Packed(torch.ones(shape), None, twice) for shape in shapes] for twice in (False, True)}
-    best = dict.fromkeys(layouts, float("inf"))
+    matrices = {twice: [Packed(torch.ones(shape), None, twice) for shape in shapes] for twice in (False, True)}
+
+    def multiply(twice: bool) -> None:
+        for matrix, (_, columns) in zip(matrices[twice], shapes, strict=True):
+            matrix(torch.ones(1, columns))
+
+    seconds = race(multiply, (False, True))
+    return seconds[True] < 0.9 * seconds[False]  # a tie costs no memory
+
+
+def race(work: Callable[[Any], Any], ways: Sequence[Any]) -> dict[Any, float]:
+    """Seconds of some work in each of several ways: the best of five, in turns, so that a busy moment strikes all alike."""
+    best = dict.fromkeys(ways, float("inf"))
     for _ in range(5):
-        for twice, matrices in layouts.items():
+        for way in ways:
             t0 = time.perf_counter()
-            for matrix, (_, columns) in zip(matrices, shapes, strict=True):
-                matrix(torch.ones(1, columns))
-            best[twice] = min(best[twice], time.perf_counter() - t0)
-    return best[True] < 0.9 * best[False]
+            work(way)
+            best[way] = min(best[way], time.perf_counter() - t0)
+    return best
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

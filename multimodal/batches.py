@@ -120,14 +120,14 @@ def media_row(
     heard = list(zip(sounds, frames, bends, strict=True))
     inputs = ids
     if random is not None and forgotten:
-        inputs = np.where(learned & (random.random(len(ids)) < forgotten), ids[0], ids)
+        inputs = np.where(learned & (random.random(len(ids)) < forgotten), ids[0], ids)  # hidden: read as the end of text that begins a row
     ids, learned = with_ends(ids, learned)
     return Row(*(np.repeat(part, counts) for part in (ids, learned)), shown, heard, np.repeat(inputs, counts))
 
 
 def with_ends(ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is to be said: behind every answer that the text ends (as it begins, with an end of text), though another turn is read there.
-    A model that was only told so behind the last one would go on after the others."""
+    """Targets: after every answer the end of text is to be said, though what is read there is the next turn. A model that was told so only
+    after the last answer would not stop after the others."""
     ends = np.flatnonzero(learned[:-1] & ~learned[1:]) + 1
     ids, learned = ids.copy(), learned.copy()
     ids[ends], learned[ends] = ids[0], True
@@ -172,21 +172,23 @@ def collate(rows: list[Row], shards: Shards, block_size: int, words: Tensor | No
 
 
 def cuts(lengths: list[int], micro: int, most: int) -> list[int]:
-    """Where to cut rows that are sorted by length: into as many pieces as there would be of `micro` rows, so that they are padded
-    least, and none to more than `most` places in all, which is what `micro` of the longest rows have. A CPU likes few sizes: they are
-    multiples of 8, where `micro` is one."""
+    """Where micro-batches end, for rows sorted by length, the shortest first: such as [24, 40, 48, 64].
+
+    There are len(lengths) / micro of them, cut so that together they hold the fewest padded tokens, and none more than `most`, what
+    `micro` rows of a full block hold. Dynamic programming over the ends that are multiples of `unit`: a CPU likes few sizes.
+    """
     unit = math.gcd(micro, max(8, len(lengths) // 32))
     ends = np.arange(unit, len(lengths) + 1, unit)  # (E,) where a piece may end, and the next one begin
     longest = [min(most // micro, rounded(lengths[end - 1], PLACES)) for end in ends]  # a block need be no multiple, as in `collate`
-    places = (ends - (ends - unit)[:, None]) * np.array(longest, float)  # (begin, end)
+    places = (ends - (ends - unit)[:, None]) * np.array(longest, float)  # (E begin, E end)
     places[(places <= 0) | (places > most)] = np.inf
-    least, before = places[0], []  # (E,) of all pieces up to an end, and where the last of them began
+    cost, came_from = places[0], []  # (E,) of all pieces up to an end, and where the last of them began
     for _ in range(len(lengths) // micro - 1):
-        sums = least[:-1, None] + places[1:]
-        before.append(sums.argmin(0))
-        least = sums.min(0)
+        sums = cost[:-1, None] + places[1:]
+        came_from.append(sums.argmin(0))
+        cost = sums.min(0)
     last = len(ends) - 1
-    found = [last] + [last := int(each[last]) for each in reversed(before)]
+    found = [last] + [last := int(each[last]) for each in reversed(came_from)]
     return [int(ends[n]) for n in reversed(found)]
 
 

@@ -58,7 +58,8 @@ class Encoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.norm = nn.LayerNorm(width * config.n_embd)
         self.proj = nn.Linear(width * config.n_embd, config.n_embd)
-        self.sharpness, self.doubt = nn.Parameter(torch.tensor([4.0])), nn.Parameter(torch.tensor([3.0]))  # rows, to be shared out (FSDP)
+        # The logits' scale and minus their bias (as SigLIP has: Zhai et al. 2023, arXiv:2303.15343). Of shape (1,): FSDP splits dimension 0.
+        self.sharpness, self.doubt = nn.Parameter(torch.tensor([4.0])), nn.Parameter(torch.tensor([3.0]))
         self.register_load_state_dict_pre_hook(rows_of_one)
 
     def reset_parameters(self, std: float) -> None:
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
             block.attn.causal = False
             for matrix in (module for module in block.modules() if isinstance(module, nn.Linear)):
                 nn.init.normal_(matrix.weight, std=0.02)
-            for matrix in block.last():
+            for matrix in block.output_projections():
                 nn.init.zeros_(matrix.weight)
         nn.init.normal_(self.proj.weight, std=std / math.sqrt(self.proj.in_features))
         nn.init.zeros_(self.proj.bias)
@@ -85,7 +86,7 @@ def rows_of_one(encoder: Encoder, state: dict, prefix: str, *_unused) -> None:
 
 
 class Conv(nn.Module):
-    """A convolution that looks at 3 × 3 places, brought to an even level, bent."""
+    """A 3 × 3 convolution, GroupNorm of one group, GELU."""
 
     def __init__(self, a: int, b: int, stride: int):
         super().__init__()

@@ -120,9 +120,9 @@ class MultimodalGPT(GPT):
     def forward(
         self, idx: Tensor | Batch, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """The loss of a batch in nats: each row's own, weighted, and of those the mean; and how ill what is seen and heard fits its
-        words. With the reduction `none`, of each of its n targets the loss, and whether it was the likeliest token: (2, n). Other
-        calls are `GPT.forward`."""
+        """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and `ALIKE` times how badly the vectors
+        of what is seen and heard fit the known words. With the reduction `none`, (2, n): each target's loss, and whether it was the
+        likeliest token. Called with plain ids it is `GPT.forward`."""
         if not isinstance(idx, Batch):
             return super().forward(idx, targets, cache, reduction)
         batch = idx

@@ -134,7 +134,7 @@ def examples(model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Sample]) 
 def fits(sample: Sample, tokenizer: Tokenizer, config: MediaModelConfig) -> bool:
     """Whether the block has room for a whole row, its answer and its media."""
     ids, _ = encode(outline(sample), tokenizer)
-    return len(ids) + sum(slots(medium, config) - 1 for medium in media(sample)) <= config.block_size + 1
+    return len(ids) + sum(slots(medium, config) - 1 for medium in sample.media) <= config.block_size + 1
 
 
 # ---- controls
@@ -157,7 +157,7 @@ def shuffled(samples: Sequence[Sample]) -> list[Sample]:
     found = []
     for number, sample in enumerate(samples):
         other = samples[(number + half) % len(samples)]
-        lent = {kind: [part for part in media(other) if isinstance(part, kind)] for kind in (Picture, Sound)}
+        lent = {kind: [part for part in other.media if isinstance(part, kind)] for kind in (Picture, Sound)}
 
         def lend(part, lent=lent):
             kind = type(part)
@@ -170,10 +170,6 @@ def shuffled(samples: Sequence[Sample]) -> list[Sample]:
 def changed(sample: Sample, change: Callable) -> Sample:
     turns = [Turn(turn.role, tuple(map(change, turn.parts))) for turn in sample.turns]
     return replace(sample, turns=tuple(turns))
-
-
-def media(sample: Sample) -> list[Picture | Sound]:
-    return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
 
 
 # ---- the embedded parts

@@ -153,7 +153,7 @@ class Reader:
             except Unusable as error:
                 self.skipped.add(f"row with {error}", where + error.particular)
                 continue
-            used, seen = used + 1, seen + bool(media_of(sample))
+            used, seen = used + 1, seen + bool(sample.media)
             misnamed = misnamed or (self.misnamed(row) if "messages" not in row else "")
             yield sample
         if misnamed and not seen:
@@ -173,7 +173,7 @@ class Reader:
             Unusable: when nothing can be learned from it.
         """
         sample = self.conversation(row["messages"], fetch) if row.get("messages") is not None else self.plain(row, fetch)
-        heard = any(isinstance(part, Sound) for part in media_of(sample))
+        heard = any(isinstance(part, Sound) for part in sample.media)
         answers = ["".join(turn.parts) for turn in sample.turns if turn.role == "assistant"] or [sample.text]
         if not heard and not all(answer.strip() for answer in answers):  # to a silence, nothing is the answer
             raise Unusable("an empty answer" if sample.turns else "an empty text")
@@ -256,10 +256,6 @@ class Reader:
             f"no row of {self.name} has a field {fields}, but {field!r} seems to hold pictures or sounds: "
             f"pass --image_field {field} or --audio_field {field}."
         )
-
-
-def media_of(sample: Sample) -> list[Picture | Sound]:
-    return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
 
 
 def listed(value: Any) -> list:
@@ -429,9 +425,8 @@ def block_of(count: int, fraction: float, blocks: int) -> int:
 def class_rows(reader: Reader) -> Rows:
     """Media in folders that say what they show: FOLDER/cat/1.png, or FOLDER/train/cat/1.png and FOLDER/val/cat/2.png.
 
-    The files come by their names, whatever their class. Those with names that are near were made together, often by one person who
-    showed one class after the other; if some of them were to train on and some to validate on, a model would pass that knows the
-    person and not the class. So the blocks to validate on are few: at the ends of each, such neighbours are parted.
+    Files are ordered by name, whatever their class: neighbours were often made together, by one person, say. Were they split, a model
+    that knows the person would pass. So validation takes few, long blocks, which part neighbours only at their ends.
 
     Raises:
         UserError: when there are no media in such folders.

@@ -80,7 +80,7 @@ def write_media(folder: Path, examples: list[judge.Example], rate: int) -> list[
     commands = []
     for number, example in enumerate(examples, 1):
         flags, written = [], Counter()
-        for part in judge.media(example.sample):
+        for part in example.sample.media:
             flag, ending = ("--image", "png") if isinstance(part, Picture) else ("--audio", "wav")
             written[flag] += 1
             name = folder / f"{number}{f'_{written[flag]}' if written[flag] > 1 else ''}.{ending}"

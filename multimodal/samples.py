@@ -55,3 +55,8 @@ class Sample:
     source: str
     turns: tuple[Turn, ...] = ()
     text: str = ""
+
+    @property
+    def media(self) -> list[Picture | Sound]:
+        """Its pictures and sounds, in the order in which they stand."""
+        return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multimodal.judge import Example, media
+from multimodal.judge import Example
 from multimodal.samples import Picture
 from multimodal.spectrogram import log_mel
 
@@ -36,7 +36,7 @@ def draw(path: Path, examples: Sequence[Example], rate: int) -> None:
 
 def draw_one(cell, example: Example, rate: int) -> None:
     """An example: its pictures and spectrograms side by side, the words around them."""
-    shown = media(example.sample)
+    shown = example.sample.media
     for place, each in zip(np.atleast_1d(cell.subplots(1, max(1, len(shown)))), shown or [None], strict=True):
         place.set_axis_off()
         if isinstance(each, Picture):

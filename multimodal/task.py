@@ -31,8 +31,8 @@ Counts = tuple[int, float, float, float, float]  # of a row: its part, nats, tok
 
 @dataclass(frozen=True)
 class MediaScore(Score):
-    """The loss is the mean of the parts' losses, each with its share; a part's is that of its rows, a word. Bits per byte are those of the
-    text, or where there is none of all answers.
+    """A part's loss is the mean over its rows of each row's nats per token, `loss` the mean over the parts, weighted by their shares. Bits
+    per byte are those of the plain text, or where there is none of the answers.
 
     Attributes:
         parts: of each part its loss, the share of tokens that are foreseen, and of whole answers. Held-out parts are no part of

@@ -31,7 +31,7 @@ from server import (
     session_routes,
     training_page,
 )
-from server.auth import Gate
+from server.auth import Gate, bearer_of
 from server.limits import BodyLimit
 from server.metrics import Metrics
 from server.sessions import Sessions
@@ -61,15 +61,15 @@ def create(config: ServeConfig, host: Host | None = None) -> FastAPI:
     app.state.sessions = Sessions(config.session_db, config.session_days, config.session_turns)
     errors.install(app)
     app.state.runs = training_page.Runs(config.log_dir)
-    rooms = [native, score, session_routes, openai_routes, login, operations, training_page, pages]
-    for room in rooms if config.metrics_port else [*rooms, metrics_routes]:
-        app.include_router(room.router, responses=errors.DOCUMENTED)
+    routers = [native, score, session_routes, openai_routes, login, operations, training_page, pages]
+    for each in routers if config.metrics_port else [*routers, metrics_routes]:
+        app.include_router(each.router, responses=errors.DOCUMENTED)
     return app
 
 
 def middleware(config: ServeConfig, metrics: Metrics, gate: Gate, host: Host) -> list[Middleware]:
     """What every request passes, outermost first. All of it is plain ASGI: `BaseHTTPMiddleware` hides that a client left."""
-    pages = {"allow_origins": config.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
+    cors = {"allow_origins": config.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
     shown = [
         "x-request-id",
         "retry-after",
@@ -77,7 +77,7 @@ def middleware(config: ServeConfig, metrics: Metrics, gate: Gate, host: Host) ->
     ]
     return [
         Middleware(logs.Tracing, count=metrics.count),
-        *([Middleware(CORSMiddleware, **pages, expose_headers=shown)] if config.cors_origins else []),
+        *([Middleware(CORSMiddleware, **cors, expose_headers=shown)] if config.cors_origins else []),
         Middleware(Leases),
         Middleware(errors.Guard),
         Middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_timeout, more=room_for_media(config, gate, host)),
@@ -85,15 +85,14 @@ def middleware(config: ServeConfig, metrics: Metrics, gate: Gate, host: Host) ->
 
 
 def room_for_media(config: ServeConfig, gate: Gate, host: Host) -> Callable[[Scope], int]:
-    """How many bytes more than others a body may have that brings pictures and sounds: none, unless the model takes such. It is
-    taken in before anybody looks at the request, so who is not known here is refused first."""
+    """Extra bytes that a body with pictures or sounds may have; 0 where the model takes none. The body is read before any route runs, so
+    unknown callers are refused here."""
 
     def more(scope: Scope) -> int:
         if scope["path"] not in TAKES_MEDIA or (host.current and not media.modalities(host.current)):
             return 0
         headers = Headers(scope=scope)
-        kind, _, secret = headers.get("authorization", "").partition(" ")
-        gate.identify(headers.get("x-api-key"), secret.strip() if kind.lower() == "bearer" else None)
+        gate.identify(headers.get("x-api-key"), bearer_of(headers))
         return config.max_media_bytes
 
     return more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -96,6 +97,12 @@ class Gate:
             if self.passwords.knows(user):
                 return Caller(f"user:{user}", "user")
         raise unauthorised(f"that key or token is not known here: {HELP}.")
+
+
+def bearer_of(headers: Mapping[str, str]) -> str | None:
+    """The secret of `Authorization: Bearer`, or None."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None
 
 
 def digest(secret: str) -> bytes:

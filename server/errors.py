@@ -206,7 +206,7 @@ def sentence(mistake: dict[str, Any], fields: list[str]) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(place, fields, 1, 0.6)
         return f"there is no field '{place}': {f'perhaps {near[0]} was meant' if near else 'leave it out'}"
-    message = mistake["msg"].removeprefix("Value error, ")
+    message = mistake["msg"]
     return f"{place}: {message[0].lower()}{message[1:]}"
 
 

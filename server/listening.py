@@ -6,6 +6,8 @@ import socket
 
 from config import UserError
 
+UVICORN = {"ws": "none", "log_config": None, "access_log": False, "server_header": False}  # what every server of ours tells it
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; who calls before the server runs waits in line.

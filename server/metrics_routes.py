@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from config import UserError
 from server.addresses import address, is_loopback
-from server.auth import FORWARDED, digest, refuse_foreign_names, unauthorised
+from server.auth import FORWARDED, bearer_of, digest, refuse_foreign_names, unauthorised
 from server.errors import ApiError
 
 SLOW = 10  # seconds after which a connection to the port of its own is given up
@@ -53,8 +53,8 @@ def is_here(client: str, headers: Mapping[str, str]) -> bool:
 
 def has(token: str, headers: Mapping[str, str]) -> bool:
     """Whether a request brings the token; compared in constant time."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    return bool(token) and scheme.lower() == "bearer" and hmac.compare_digest(digest(given.strip()), digest(token))
+    given = bearer_of(headers)
+    return bool(token) and given is not None and hmac.compare_digest(digest(given), digest(token))
 
 
 class Server(ThreadingMixIn, WSGIServer):

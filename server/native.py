@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from inference.dialogue import Message
+from inference.dialogue import Message, Trim
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from inference.sampling import start_ids
@@ -22,11 +22,11 @@ from server.errors import ApiError
 from server.schemas import Generated, GenerateRequest, Said
 from server.session_routes import ask
 from server.sessions import Sessions
-from server.spelling import Places, Trim, spelt
+from server.spelling import Places, spelt
 from server.stream import EventStream
 from tokenizer import StreamDecoder
 
-CHARACTERS = 32  # a token, on average, in no text: so many times the context are enough of a session's text
+CHARACTERS = 32  # no text averages more a token, so that 32 times the context is enough of a session
 Turns = list[tuple[str, str]]  # what was asked and what was written, oldest first
 router = APIRouter()
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from config import take
 from inference.request import MOST_LOGPROBS, Settings
 from server.errors import ApiError
-from server.schemas import Biases, ContentPart, TokenId, content_of, listed, parts_of
+from server.schemas import Biases, ContentPart, Text, TokenId, content_of, listed, parts_of
 
 MOST_CHOICES = 16  # texts for one prompt
 MOST_TEXTS = 64  # texts for one HTTP request: prompts times choices
@@ -24,21 +24,7 @@ NEUTRAL: dict[str, tuple] = {  # fields that would change the answer, and the va
 }  # fmt: skip
 
 
-def characters(text: str) -> str:
-    """Refuses half a surrogate pair: JSON can spell it, but no text holds it.
-
-    Raises:
-        ValueError: which pydantic turns into the answer.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair is no character") from None
-    return text
-
-
-Words = Annotated[str, AfterValidator(characters)]
-Stop = Annotated[Words, Field(max_length=256)]
+Stop = Annotated[Text, Field(max_length=256)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -116,7 +102,7 @@ class Options(Sent):
 class Completion(Options):
     """The body of `POST /v1/completions`."""
 
-    prompt: Words | listed(Words) | listed(TokenId) | listed(listed(TokenId)) | None = None
+    prompt: Text | listed(Text) | listed(TokenId) | listed(listed(TokenId)) | None = None
     echo: bool | None = Field(None, description="begin the text with the prompt")
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 

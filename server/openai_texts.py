@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inference.dialogue import Prompt
+from inference.dialogue import Prompt, Trim
 from inference.engine import Engine
 from inference.request import Piece, Settings, Token
 from server.answer import LEAST_LOGPROB, Answer
-from server.spelling import Places, Trim
+from server.spelling import Places
 from tokenizer import EOT, Tokenizer
 
 

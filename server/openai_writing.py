@@ -79,7 +79,7 @@ def check_room(engine: Engine, lengths: list[int]) -> None:
         ApiError: 400.
     """
     in_line = lengths[engine.stats().slots :]
-    if len(in_line) > 1 and sum(in_line) > engine.scheduler.most_tokens:
+    if len(in_line) > 1 and sum(in_line) > engine.scheduler.max_waiting_tokens:
         message = f"{len(lengths)} texts with prompts of {sum(lengths)} tokens are more than this server takes at once: send them one by one."
         raise ApiError(400, message, param="prompt")
 

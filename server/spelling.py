@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from inference.dialogue import Trim
 from inference.request import Token
 from server.answer import LEAST_LOGPROB
 from tokenizer import StreamDecoder, Tokenizer
-
-
-class Trim:
-    """Takes the white space off the beginning of a text that comes in pieces.
-
-    Args:
-        on: False leaves the text as it is.
-    """
-
-    def __init__(self, on: bool):
-        self.on = on
-
-    def __call__(self, piece: str) -> str:
-        piece = piece.lstrip() if self.on else piece
-        self.on = self.on and not piece
-        return piece
 
 
 class Places:

@@ -13,7 +13,7 @@ from config import ServeConfig
 from server import errors, greeting, login, logs, pages, training_page
 from server.auth import Gate
 from server.limits import BodyLimit
-from server.listening import bind
+from server.listening import UVICORN, bind
 
 PATIENCE = 2  # seconds that answers have to go out when the server is stopped
 
@@ -47,7 +47,6 @@ def run(config: ServeConfig) -> None:
         app = create(config)
         print(f"{greeting.address(config, listening.getsockname()[1])}/training shows the runs in {app.state.runs.log_dir}")
         print(*filter(None, [app.state.gate.notice]), "Ctrl-C ends it; training goes on.", sep="\n", flush=True)
-        how = {"ws": "none", "log_config": None, "access_log": False, "server_header": False}
-        server = uvicorn.Server(uvicorn.Config(app, **how, timeout_graceful_shutdown=PATIENCE))
+        server = uvicorn.Server(uvicorn.Config(app, **UVICORN, timeout_graceful_shutdown=PATIENCE))
         with contextlib.suppress(KeyboardInterrupt):  # how this command is meant to end
             server.run(sockets=[listening])

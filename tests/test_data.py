@@ -432,7 +432,7 @@ def test_documents_that_fit_are_never_cut(lengths, block):
 
 def test_a_batch_of_windows_scores_exactly_their_targets():
     tokens = Ids([3, 5, 2])  # ids 0 to 13
-    idx, targets = window_batch(tokens, np.array([[0, 4], [4, 6], [10, 3]]), 8)
+    idx, targets = window_batch(tokens, np.array([[0, 4], [4, 6], [10, 3]]))
     assert idx.shape == (3, 6)
     assert [[t for t in row if t != IGNORE] for row in targets.tolist()] == [
         [1, 2, 3, 4],

@@ -175,7 +175,7 @@ def share_a_tree(ranks: Ranks) -> bool:
         assert ranks.first
         return TREE
 
-    return equal(ranks.share(read), TREE)
+    return equal(ranks.broadcast(read), TREE)
 
 
 def share_an_error(ranks: Ranks) -> str:
@@ -183,7 +183,7 @@ def share_an_error(ranks: Ranks) -> str:
         raise UserError("there is no such file")
 
     try:
-        ranks.share(read)
+        ranks.broadcast(read)
     except UserError as error:
         return str(error)
     return "no error"

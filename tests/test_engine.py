@@ -264,7 +264,7 @@ def test_keys_and_values_are_kept_in_the_dtype_that_is_clearly_faster(monkeypatc
     def attend(q, k, v):
         clock[0] += cost[k.dtype]
 
-    monkeypatch.setattr(kv_cache.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(weights.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(kv_cache.F, "scaled_dot_product_attention", attend)
     found = kv_cache.cache_dtype.__wrapped__
     assert found(torch.bfloat16, "cpu") == dtype
@@ -736,7 +736,7 @@ def refusal(scheduler: Scheduler, **settings) -> Busy:
 
 def test_the_time_to_come_again_is_that_of_the_texts_before(tiny_model):
     """Two at once, of 100 tokens each: one of the two that run has written 60, so the first slot is free in 40 steps."""
-    scheduler = Scheduler(2, 32, most_waiting=3, most_tokens=1000, chunk=8)
+    scheduler = Scheduler(2, 32, max_waiting=3, max_waiting_tokens=1000, chunk=8)
     for slot, written in zip(scheduler.slots, (60, 0), strict=True):
         slot.take(Asked([65], max_new_tokens=100), 32)
         slot.request.ids += [66] * written
@@ -748,7 +748,7 @@ def test_the_time_to_come_again_is_that_of_the_texts_before(tiny_model):
         scheduler.took(0.2)
     assert refusal(scheduler).retry_after == pytest.approx(0.2 * 203, rel=0.05)
     scheduler.waiting.popleft()
-    scheduler.most_waiting = 2
+    scheduler.max_waiting = 2
     assert refusal(scheduler).retry_after == pytest.approx(0.2 * (40 + 103), rel=0.05)
 
 

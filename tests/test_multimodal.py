@@ -311,7 +311,7 @@ def test_a_judge_who_knows_sees_through_the_controls(monkeypatch):
     ]
 
     def looks(model, tokenizer, rows):
-        return [f"number {judge.media(row)[0].pixels[0, 0, 0]}" for row in rows]
+        return [f"number {row.media[0].pixels[0, 0, 0]}" for row in rows]
 
     monkeypatch.setattr(judge, "answers", looks)
     verdict, examples = judge.judge(None, None, "part", samples)
@@ -357,7 +357,7 @@ def test_rows_that_the_block_has_no_room_for_are_not_judged(data, monkeypatch):
     kept = [sample for some in corpus.val.some(500).values() for sample in some]
     assert len(kept) == len(corpus.val.rows) < corpus.meta["val"]["rows"]
     for sample in kept:
-        shown = judge.media(sample)[0].pixels.mean((0, 1))
+        shown = sample.media[0].pixels.mean((0, 1))
         assert min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - shown).sum()) == judge.truth(sample)
     assert [len(some) for some in corpus.val.some(3).values()] == [3]
     fresh = [turns_of(Picture(np.zeros((32, 32, 3), np.uint8)), "c", "d" * n) for n in (3, 3, 90)]
@@ -591,12 +591,12 @@ def test_the_embedded_speech_has_the_rate_of_the_model():
     """The same words at another rate: as long in seconds, and the same wave where both have samples."""
     for part in ("speech", "spoken-questions", "silence"):
         for usual, finer in zip(*(embedded.PARTS[part].make(3, 0, embedded.Setting(16, rate=rate)) for rate in (8000, 16000)), strict=True):
-            [one], [two] = ([each.wave for each in judge.media(sample) if isinstance(each, Sound)] for sample in (usual, finer))
+            [one], [two] = ([each.wave for each in sample.media if isinstance(each, Sound)] for sample in (usual, finer))
             assert len(two) == 2 * len(one) <= 16000 * embedded.PARTS[part].seconds
             assert two.dtype == np.float32 and np.corrcoef(one[100:-100], two[200:-200:2])[0, 1] > 0.99
     fresh = judge.embedded_rows(["silence"], MediaModelConfig(**{**SHAPE, "vocab_size": 257, "audio_rate": 16000}), 2)
     [usual, *_] = embedded.silences(1, judge.FRESH, embedded.Setting(16))
-    assert len(judge.media(fresh["silence"][0])[0].wave) == 2 * len(judge.media(usual)[0].wave)
+    assert len(fresh["silence"][0].media[0].wave) == 2 * len(usual.media[0].wave)
 
 
 def test_a_corpus_has_the_embedded_speech_at_the_rate_of_the_model(tmp_path, monkeypatch):
@@ -604,7 +604,7 @@ def test_a_corpus_has_the_embedded_speech_at_the_rate_of_the_model(tmp_path, mon
     model = MediaModelConfig(**{**SHAPE, "vocab_size": 0, "audio_rate": 16000})
     corpus = open_corpus(TrainConfig(data="silence", tokenizer="byte"), model, 0, None, progress=False)
     [usual, *_] = embedded.silences(1, 0, embedded.Setting(16))
-    seconds = len(judge.media(usual)[0].wave) / 8000
+    seconds = len(usual.media[0].wave) / 8000
     assert len(corpus.train.media.spectrogram(0)) == int(100 * seconds)
 
 

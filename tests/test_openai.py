@@ -565,10 +565,10 @@ def test_many_at_once_get_what_each_gets_alone(address, complete):
 def test_prompts_that_an_idle_server_has_no_room_for_are_not_told_to_come_again(host, complete):
     """The first of them find slots, the others would have to wait, and are more than may."""
     scheduler = host.current.scheduler
-    most, scheduler.most_tokens = scheduler.most_tokens, 100
+    most, scheduler.max_waiting_tokens = scheduler.max_waiting_tokens, 100
     try:
         slots = len(scheduler.slots)
         assert "more than this server takes at once" in str(refused(complete, prompt=["a" * 40] * (slots + 3)))
         assert len(complete(prompt=["a" * 40] * (slots + 2)).choices) == slots + 2
     finally:
-        scheduler.most_tokens = most
+        scheduler.max_waiting_tokens = most

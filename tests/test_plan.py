@@ -272,16 +272,25 @@ def test_compiling_is_measured_by_compiling():
 
 
 def test_attention_is_tried_and_the_fastest_is_taken(measured):
-    speeds = calibrate.measure_attention(TINY, CPU, "bfloat16")
+    speeds = calibrate.measure_attention(TINY, CPU, "bfloat16", 16)
     assert set(speeds) == {"flash", "math"}  # a processor has no others
     dropping = ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16, dropout=0.1)
-    assert set(calibrate.measure_attention(dropping, CPU, "float32")) == {"math"}  # torch's fused attention of a processor drops nothing
+    assert set(calibrate.measure_attention(dropping, CPU, "float32", 16)) == {"math"}  # torch's fused attention of a processor drops nothing
     measured.setattr(calibrate, "measure_attention", lambda *_: {"flash": 1.0, "math": 3.0})
     assert plan.make_plan(TINY, TrainConfig(), ONE).attention == "math"
     assert plan.make_plan(TINY, TrainConfig(attention="flash"), ONE).attention == "flash"
     assert "attention flash: 33 %, math: 100 % of the fastest's speed" in "\n".join(plan.machine_lines(TINY, "float32", CPU))
     with pytest.raises(UserError, match=r"--attention cudnn is not to be had for float32 on cpu.*: pass flash, math or auto"):
         plan.make_plan(TINY, TrainConfig(attention="cudnn"), ONE)
+
+
+def test_attention_is_tried_over_rows_as_long_as_they_are_and_a_near_tie_goes_to_flash(measured):
+    long = ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=160)
+    speeds = {160: {"flash": 1.0, "math": 2.0}, 64: {"flash": 1.0, "math": 1.05}, 32: {"flash": 1.0, "math": 1.2}}
+    measured.setattr(calibrate, "measure_attention", lambda config, device, dtype, T: speeds[T])
+    assert plan.make_plan(long, TrainConfig(), ONE).attention == "math"
+    assert plan.make_plan(long, TrainConfig(), ONE, row_tokens=52.3).attention == "flash"
+    assert plan.make_plan(long, TrainConfig(), ONE, row_tokens=20).attention == "math"
 
 
 def test_attention_that_keeps_all_pairs_takes_their_memory():
@@ -293,7 +302,7 @@ def test_attention_that_keeps_all_pairs_takes_their_memory():
 
 def test_measuring_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
-    calibrate.measure_attention(ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16, dropout=0.1), CPU, "float32")
+    calibrate.measure_attention(ModelConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=16, block_size=16, dropout=0.1), CPU, "float32", 16)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config import GenerateConfig, SamplingConfig
 from inference.request import Settings
-from inference.sampling import RUNG, Sampler, draw, likeliest, nucleus, start_ids, uniform
+from inference.sampling import GROUP, Sampler, draw, likeliest, nucleus, start_ids, uniform
 from tokenizer import ByteTokenizer, CharTokenizer
 
 BYTES = ByteTokenizer()
@@ -100,7 +100,7 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(spread, p):
     assert left[order[: left.sum()]].all(), "the likeliest, without a gap"
 
 
-@pytest.mark.parametrize("V", [1, RUNG - 1, RUNG, RUNG + 1, 1000])
+@pytest.mark.parametrize("V", [1, GROUP - 1, GROUP, GROUP + 1, 1000])
 def test_the_likeliest_is_the_first_of_equals(V):
     """Greedy text must not depend on how the maximum is looked for. 16-bit logits are full of equals."""
     logits = torch.randn(50, V, generator=torch.Generator().manual_seed(V)).bfloat16()
@@ -296,7 +296,7 @@ def test_what_stays_of_equal_logits_does_not_depend_on_other_rows():
         assert torch.equal(alone, together), p
 
 
-# ---- the ladder
+# ---- drawing
 
 
 def slowly_drawn(ladder: np.ndarray, number: float) -> int:
@@ -304,7 +304,7 @@ def slowly_drawn(ladder: np.ndarray, number: float) -> int:
     return next(token for token, height in enumerate(ladder) if height > number * ladder[-1])
 
 
-@pytest.mark.parametrize("V", [1, 2, 100, RUNG - 1, RUNG, RUNG + 1, 3 * RUNG, 1000, 4095])
+@pytest.mark.parametrize("V", [1, 2, 100, GROUP - 1, GROUP, GROUP + 1, 3 * GROUP, 1000, 4095])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
 def test_a_number_falls_on_the_token_of_a_plain_sum(V, spread):
     probabilities = (spread * torch.randn(V, generator=torch.Generator().manual_seed(V))).softmax(-1)
@@ -315,15 +315,15 @@ def test_a_number_falls_on_the_token_of_a_plain_sum(V, spread):
     for token, number in zip(found, numbers, strict=True):
         assert 0 <= token < V
         below = (ladder[token - 1] if token else 0.0) / ladder[-1]
-        # rungs are summed in float32, so that a number within its rounding of a boundary may fall on either side
+        # groups are summed in float32, so that a number within its rounding of a boundary may fall on either side
         assert below - 1e-6 <= number <= ladder[token] / ladder[-1] + 1e-6
     assert sum(token == slowly_drawn(ladder, x) for token, x in zip(found, at_random, strict=False)) >= 297
 
 
 @given(
     st.lists(st.sampled_from([0.0, 0.0, 1e-30, 1e-9, 0.3, 1.0]), min_size=1, max_size=40).filter(any),
-    st.integers(0, 2 * RUNG + 3),
-    st.integers(0, RUNG),
+    st.integers(0, 2 * GROUP + 3),
+    st.integers(0, GROUP),
     st.one_of(st.sampled_from([0.0, 5e-324, 0.5, BELOW_1]), st.floats(0, 1, exclude_max=True)),
 )
 @settings(max_examples=300)
@@ -334,7 +334,7 @@ def test_a_token_of_probability_0_is_not_drawn_by_any_number(weights, before, be
     assert row[token] > 0
 
 
-@pytest.mark.parametrize("V", [3, RUNG, 700])
+@pytest.mark.parametrize("V", [3, GROUP, 700])
 def test_the_least_number_draws_the_first_and_the_largest_the_last(V):
     row = torch.zeros(V)
     row[1:-1] = 1 / (V - 2)

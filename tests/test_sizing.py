@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine on which a token takes a nanosecond for each of two thousand weights."""
-    monkeypatch.setattr(sizing, "fastest", lambda config, device: 1e-12 * config.n_layer * config.n_embd**2 * 12)
+    monkeypatch.setattr(sizing, "seconds_per_token", lambda config, device: 1e-12 * config.n_layer * config.n_embd**2 * 12)
 
 
 def chosen(budget=600.0, tokens=1e9, depth=0, **how):
@@ -32,16 +32,16 @@ def test_a_longer_budget_never_gives_a_smaller_model_or_batch():
 
 def test_the_depth_is_the_largest_that_gets_its_tokens():
     depth = chosen()["n_layer"]
-    speed = lambda at: 1 / sizing.fastest(ModelConfig(architecture="modern", **sizing.shape(at)), CPU)  # noqa: E731
-    assert 0.8 * 600 * speed(depth) >= sizing.PER_WEIGHT * sizing.blocks(depth)
-    assert 0.8 * 600 * speed(depth + 1) < sizing.PER_WEIGHT * sizing.blocks(depth + 1)
+    speed = lambda at: 1 / sizing.seconds_per_token(ModelConfig(architecture="modern", **sizing.shape(at)), CPU)  # noqa: E731
+    assert 0.8 * 600 * speed(depth) >= sizing.PER_WEIGHT * sizing.block_weights(depth)
+    assert 0.8 * 600 * speed(depth + 1) < sizing.PER_WEIGHT * sizing.block_weights(depth + 1)
 
 
 def test_weights_of_the_blocks_are_those_of_the_model():
     from model import GPT
 
     model = GPT(ModelConfig(architecture="modern", vocab_size=64, block_size=8, **sizing.shape(3)))
-    assert sizing.blocks(3) == sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    assert sizing.block_weights(3) == sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
 
 
 def test_a_small_text_gets_a_small_model_however_long_it_may_take():
@@ -66,7 +66,7 @@ def test_rates_follow_batch_and_width():
     larger = (other["batch_size"] / one["batch_size"]) ** 0.5
     assert other["muon_learning_rate"] == pytest.approx(one["muon_learning_rate"] * larger)
     assert other["learning_rate"] == pytest.approx(one["learning_rate"] * larger / 2)
-    assert other["max_iters"] * other["batch_size"] * other["block_size"] == pytest.approx(sizing.PER_WEIGHT * sizing.blocks(8), rel=0.01)
+    assert other["max_iters"] * other["batch_size"] * other["block_size"] == pytest.approx(sizing.PER_WEIGHT * sizing.block_weights(8), rel=0.01)
 
 
 @pytest.mark.parametrize("world", [1, 3, 6, 7])

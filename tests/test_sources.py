@@ -342,7 +342,7 @@ def test_wikitext_gives_the_same_articles_from_parquet_rows(home):
 
 
 def test_real_wikitext(shared_data):
-    found = list(sources.articles(iter([(shared_data / "wikitext-2" / "valid.txt").read_text()])))
+    found = [text for text, _ in sources.articles(iter([((shared_data / "wikitext-2" / "valid.txt").read_text(), True)]))]
     assert len(found) == 60
     assert found[0].strip().startswith("= Homarus gammarus =")
 

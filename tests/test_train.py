@@ -193,7 +193,7 @@ def test_verify_resume_says_identical(tmp_path):
 
 
 def test_verify_resume_works_in_a_timed_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TENTHS", 2)
+    monkeypatch.setattr(train, "EVALUATIONS", 2)
     timed = line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.0)
     timed.budget = 0.3
     ended(timed)
@@ -593,7 +593,7 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
 
 
 def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TENTHS", 3)  # so that a part lasts longer than a busy disk takes for a checkpoint
+    monkeypatch.setattr(train, "EVALUATIONS", 3)  # so that a part lasts longer than a busy disk takes for a checkpoint
     trainer = line_trainer(tmp_path, time="6s", schedule="linear", final_rate=0.1)
     summary = ended(trainer)
     steps = events(tmp_path, "step")
@@ -601,7 +601,7 @@ def test_a_timed_run_keeps_its_budget_and_ends_its_schedule(tmp_path, monkeypatc
     assert trainer.budget <= summary["training_seconds"] < summary["seconds"] < 6
     assert steps[-1]["rate"] == pytest.approx(0.1, abs=0.01)
     assert summary["stop_reason"] == "done"
-    assert len(events(tmp_path, "evaluation")) == train.TENTHS
+    assert len(events(tmp_path, "evaluation")) == train.EVALUATIONS
     assert [step["progress"] for step in steps] == sorted(step["progress"] for step in steps)
 
 

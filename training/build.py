@@ -43,7 +43,7 @@ def start_from(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
         found.update(load_start(config.init_from))
         return {name: found[name] for name in ("config", "tokenizer")}
 
-    return ranks.share(load) | found
+    return ranks.broadcast(load) | found
 
 
 def make_model(model_config: ModelConfig, config: TrainConfig, start: dict[str, Any] | None) -> GPT:

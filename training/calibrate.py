@@ -58,7 +58,7 @@ def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | f
 
 
 def is_known(name: str) -> bool:
-    """Whether this machine has been measured so."""
+    """Whether `remembered` has this measurement already."""
     return f"{machine_name()} | {name}" in memories()
 
 
@@ -165,7 +165,7 @@ def small_batch(config: ModelConfig, device: torch.device) -> int:
 
 
 def give_back(device: torch.device) -> None:
-    """Frees the models that were measured, which are tied to themselves: the run's own memory is planned next."""
+    """Frees the measured models, which reference cycles keep alive: the run's own memory is planned next."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -190,7 +190,7 @@ def forward_and_backward(
 
 
 def random_numbers_as_before(device: torch.device) -> AbstractContextManager:
-    """A context that leaves no trace in them: a run does not depend on what was measured before it."""
+    """A context after which torch's random numbers go on as if none had been drawn: no run depends on what was measured before it."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
@@ -209,8 +209,8 @@ class Compiling:
 
 
 def compiling(config: ModelConfig, device: torch.device, dtype: str, measure: bool = False) -> Compiling:
-    """As this machine measured it, now if it has to be with `measure`, which takes as long as compiling does; else as it is anywhere, at
-    least."""
+    """What compiling is worth to this model: as this machine measured it, else a cautious guess. With `measure` a shape that was not
+    measured yet is compiled now, which takes as long as compiling does."""
     what = f"compiling {device.type} {dtype} {shape_name(config)}"
     if measure or is_known(what):
         return Compiling(**remembered(what, lambda: measure_compiling(config, device, dtype)), measured=True)
@@ -228,16 +228,18 @@ def measure_compiling(config: ModelConfig, device: torch.device, dtype: str) -> 
     return {"seconds": first - fast, "gain": slow / fast}
 
 
-def attention_speeds(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
-    """Calls a second of this model's attention, forward and backward, by each of torch's implementations that takes it here."""
-    shape = f"{config.n_head} {config.n_kv_head} {config.block_size} {config.head_dim} {config.dropout}"
+def attention_speeds(config: ModelConfig, device: torch.device, dtype: str, row_tokens: int = 0) -> dict[str, float]:
+    """Calls a second of this model's attention, forward and backward, by each of torch's implementations that takes it here, over rows of
+    so many tokens (to the next multiple of 16), or of a whole block."""
+    T = -(-row_tokens // 16) * 16 or config.block_size
+    shape = f"{config.n_head} {config.n_kv_head} {T} {config.head_dim} {config.dropout}"
     what = f"attention {device.type} {dtype} {shape}"
-    return remembered(what, lambda: measure_attention(config, device, dtype))
+    return remembered(what, lambda: measure_attention(config, device, dtype, T))
 
 
-def measure_attention(config: ModelConfig, device: torch.device, dtype: str) -> dict[str, float]:
+def measure_attention(config: ModelConfig, device: torch.device, dtype: str, T: int) -> dict[str, float]:
     tokens, longest = (1024, 2048) if device.type == "cpu" else (16384, 8192)  # plain products of a longer block would fill the memory
-    T = min(config.block_size, longest)
+    T = min(T, longest)
     rows, own = max(1, tokens // T), torch.Generator(device)
 
     def heads(n: int) -> torch.Tensor:

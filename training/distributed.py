@@ -46,8 +46,8 @@ class Ranks:
         dist.all_gather_object(everything, value)
         return everything
 
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on the first rank, on every rank: nested dicts and lists of plain values and of tensors on the CPU.
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        """Calls `make` on the first rank only and gives its result to every rank: nested dicts and lists of plain values and CPU tensors.
 
         So only the first rank needs to see a file.
 
@@ -87,7 +87,7 @@ def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a rank's share of a tensor, a DTensor. Asked by its looks: to import that class takes half a second."""
+    """Whether this is a DTensor, a rank's share of a tensor. Duck-typed: importing that class takes half a second."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -149,8 +149,13 @@ def start(wanted: str) -> Ranks:
         return Ranks(0, 1, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend(device))
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def backend(device: torch.device) -> str:
+    """What carries the ranks' tensors, on the CPU and on a GPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def stop() -> None:

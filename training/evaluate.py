@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, li
         count = max(1, round(len(windows) * limit / windows[:, 1].sum()))
         windows = windows[np.linspace(0, len(windows) - 1, count).astype(int)]
     windows = windows[np.argsort(-windows[:, 1], kind="stable")]  # like lengths together: less padding
-    lengths = corpus.tokenizer.byte_lengths()
+    bytes_of = corpus.tokenizer.byte_lengths()  # (V,)
     per_batch = max(1, TOKENS // block_size)
     groups = [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
     was_training = model.training
@@ -57,13 +57,13 @@ def evaluate(model: nn.Module, corpus: Corpus, block_size: int, ranks: Ranks, li
     for turn in range(0, len(groups), ranks.world):
         mine = turn + ranks.rank
         group = groups[min(mine, len(groups) - 1)]  # ranks that share one model's weights call it equally often
-        idx, targets = window_batch(corpus.val, group, block_size)
+        idx, targets = window_batch(corpus.val, group)
         with autocast or torch.autocast(ranks.device.type, enabled=False):
             losses = model(idx.to(ranks.device), targets.to(ranks.device), reduction="none")
         if mine >= len(groups):
             break
         nats = losses.cpu().double().sum(1).numpy()  # MPS has no float64
-        counted = np.where(targets.numpy() >= 0, lengths[targets.clamp(min=0).numpy()], 0).sum(1)
+        counted = np.where(targets.numpy() >= 0, bytes_of[targets.clamp(min=0).numpy()], 0).sum(1)
         rows += list(zip(nats, group[:, 1], counted, strict=True))
     model.train(was_training)
     return score([row for part in ranks.gather(rows) for row in part])

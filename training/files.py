@@ -58,7 +58,7 @@ class Files:
         Raises:
             UserError: when there is nothing.
         """
-        return self.ranks.share(lambda: checkpoint.load_newest(self.folder, say))
+        return self.ranks.broadcast(lambda: checkpoint.load_newest(self.folder, say))
 
     def fill(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
         """The content with its tensors, where `newest` left them on the disk."""
@@ -67,13 +67,13 @@ class Files:
     def last_two(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The two newest states, the older one first."""
         names = (checkpoint.PREVIOUS, checkpoint.LAST)
-        return self.ranks.share(lambda: tuple(checkpoint.load(self.folder / name) for name in names))
+        return self.ranks.broadcast(lambda: tuple(checkpoint.load(self.folder / name) for name in names))
 
     def best(self) -> dict[str, Tensor] | None:
         """The best weights so far, if any were saved."""
         path = self.folder / checkpoint.BEST
-        return self.ranks.share(lambda: checkpoint.load(path)["model"] if path.exists() else None)
+        return self.ranks.broadcast(lambda: checkpoint.load(path)["model"] if path.exists() else None)
 
     def best_so_far(self) -> tuple[int, float] | None:
         """The step of the best weights and their loss; nothing where none were saved, or they cannot be read."""
-        return self.ranks.share(lambda: step_and_loss(self.folder / checkpoint.BEST))
+        return self.ranks.broadcast(lambda: step_and_loss(self.folder / checkpoint.BEST))

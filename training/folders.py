@@ -251,7 +251,7 @@ class Folders(Files):
         return [result for result, _ in told]
 
     def newest(self, say: Say) -> tuple[dict[str, Any], Path]:
-        for path in self.ranks.share(lambda: resumable(self.folder)):
+        for path in self.ranks.broadcast(lambda: resumable(self.folder)):
             try:
                 return self.verified(path), path
             except CorruptCheckpoint as error:
@@ -265,7 +265,7 @@ class Folders(Files):
         Raises:
             CorruptCheckpoint: on every rank, naming the folder and a file.
         """
-        content = self.ranks.share(lambda: checkpoint.load(path / PLAIN))
+        content = self.ranks.broadcast(lambda: checkpoint.load(path / PLAIN))
         share = list(content["files"].items())[self.ranks.rank :: self.ranks.world]
         found = [name for part in self.ranks.gather(damaged(path, dict(share))) for name in part]
         if found:
@@ -277,20 +277,20 @@ class Folders(Files):
         return read(content, path, lambda size, dtype: empty(size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)]))
 
     def last_two(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        paths = self.ranks.share(lambda: saved(self.folder, "last")[-2:])
+        paths = self.ranks.broadcast(lambda: saved(self.folder, "last")[-2:])
         if len(paths) < 2:
             raise UserError(f"{self.folder} holds no two states to compare: train on and try again.")
         return tuple(self.fill(self.verified(path), path) for path in paths)
 
     def best(self) -> dict[str, Tensor] | None:
-        paths = self.ranks.share(lambda: saved(self.folder, "best")[-1:])
+        paths = self.ranks.broadcast(lambda: saved(self.folder, "best")[-1:])
         if not paths:
             return None
         weights = {"model": self.verified(paths[0])["model"]}
         return self.fill(weights, paths[0])["model"]
 
     def best_so_far(self) -> tuple[int, float] | None:
-        return self.ranks.share(lambda: next((step_and_loss(path / PLAIN) for path in saved(self.folder, "best")[-1:]), None))
+        return self.ranks.broadcast(lambda: next((step_and_loss(path / PLAIN) for path in saved(self.folder, "best")[-1:]), None))
 
 
 def empty_folder(path: Path) -> None:
@@ -311,7 +311,7 @@ def require_one_folder(folder: Path, ranks: Ranks) -> None:
     Raises:
         UserError: on every rank, naming the hosts that see another.
     """
-    sign = ranks.share(lambda: f".seen-{uuid.uuid4().hex}.tmp")
+    sign = ranks.broadcast(lambda: f".seen-{uuid.uuid4().hex}.tmp")
     if ranks.first:
         (folder / sign).touch()
     ranks.barrier()

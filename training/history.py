@@ -78,7 +78,7 @@ class Curve:
         return 1 << max(0, math.ceil(len(self.steps) / POINTS) - 1).bit_length()
 
     def thinned(self, first: int = 0) -> dict[str, Any]:
-        """The points from number `first` on: of each bucket of rows the place of its middle, and of each column low, high and mean.
+        """The curve from point `first` on, each point a bucket of rows: step and time of its middle row, and low, high and mean of each column.
 
         Low and high keep every spike where it was, however long the curve, and means are what can be smoothed without
         a lean to either side (picking single rows, as LTTB does, gives the first but not the second). A bucket begins at a

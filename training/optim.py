@@ -15,6 +15,7 @@ from training.distributed import is_sharded
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+MUON_PAYS_BELOW = 0.15  # of the arithmetic of a step, its own included
 NEWTON_SCHULZ = (
     3.4445,
     -4.7750,
@@ -102,13 +103,13 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT  # A = X Xᵀ
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a X + (b A + c A²) X
     return (x if wide else x.mT).to(matrices.dtype)
 
 
 def muon_share(config: ModelConfig, tokens_per_step: int) -> float:
-    """Muon's own arithmetic as a share of the step's: it pays below about 0.15."""
+    """Muon's own arithmetic as a share of the step's: it pays below `MUON_PAYS_BELOW`."""
     kv, q, d, hidden = (
         config.n_kv_head * config.head_dim,
         config.n_head * config.head_dim,
@@ -123,8 +124,9 @@ def muon_share(config: ModelConfig, tokens_per_step: int) -> float:
         *[(hidden, d)] * (1 if config.architecture == "classic" else 2),
         (d, hidden),
     ]
+    # of a shape with sides m <= M, each of 5 rounds makes A (2 m² M operations), A² (2 m³) and the product with X (2 m² M)
     own = sum(5 * (4 * min(s) ** 2 * max(s) + 2 * min(s) ** 3) for s in shapes)
-    return own / (6 * sum(rows * columns for rows, columns in shapes) * tokens_per_step)
+    return own / (6 * sum(rows * columns for rows, columns in shapes) * tokens_per_step)  # a step: 6 for each weight and token
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig, kind: str, dtype: str) -> list[torch.optim.Optimizer]:
@@ -145,7 +147,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig, kind: str, dtype: str
     ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused(named[0][1].device)
+            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
+            fused=named[0][1].device.type in ("cpu", "cuda", "mps"),  # where torch has such a kernel
         )
     ]
     if hidden:
@@ -155,10 +158,6 @@ def make_optimizers(model: nn.Module, config: TrainConfig, kind: str, dtype: str
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
-
-
-def fused(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda", "mps")
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -13,9 +13,11 @@ from model import flops_per_token, kind_of
 from training import calibrate
 from training.build import hollow
 from training.distributed import Ranks
-from training.optim import muon_share
+from training.optim import MUON_PAYS_BELOW, muon_share
 from training.units import count, duration, size
 
+NEAR_TIE = 1.1  # times as fast is within what other load does to a measurement
+USABLE = 0.8  # of the free memory: `memory` is an estimate
 PROBED_BELOW = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long, and may not fit one GPU
 
 
@@ -80,9 +82,9 @@ def make_plan(
     dtype = config.dtype if config.dtype != "auto" else choose_dtype(model_config, probed, device)
     tokens_per_step = round(config.batch_size * (row_tokens or model_config.block_size))
     share = muon_share(model_config, tokens_per_step)
-    optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < 0.15 else "adamw")
+    optimizer = config.optimizer if config.optimizer != "auto" else ("muon" if share < MUON_PAYS_BELOW else "adamw")
     share_of_rank = config.batch_size // ranks.world
-    attention = choose_attention(config.attention, model_config, device, dtype)
+    attention = choose_attention(config.attention, model_config, device, dtype, round(row_tokens))
     micro = config.micro_batch_size or choose_micro_batch(
         model_config, config, parameters, dtype, share_of_rank, device, ranks.world, row_tokens, attention
     )
@@ -92,7 +94,7 @@ def make_plan(
         )
     speed = ranks.world / seconds_per_token(model_config, probed, device, dtype) / more_flops / slower
     budget = seconds(config.time) if config.time else 0.0
-    steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters
+    steps = max(1, round(budget * 0.9 * speed / tokens_per_step)) if budget else config.max_iters  # the rest is start and evaluation
     expected = budget or steps * tokens_per_step / speed
     compiling = calibrate.compiling(model_config, device, dtype)
     compiled = choose_compile(config.compile, expected, device, compiling)
@@ -102,7 +104,7 @@ def make_plan(
     needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world, attention)
     free = calibrate.free_memory(device)
     whole_gradients = 4 * parameters if config.fsdp and micro < share_of_rank else 0
-    room = needed + whole_gradients < 0.8 * free
+    fits = needed + whole_gradients < USABLE * free
     plan = Plan(
         parameters=parameters,
         dtype=dtype,
@@ -111,7 +113,7 @@ def make_plan(
         attention=attention,
         micro_batch_size=micro,
         micro_steps=share_of_rank // micro,
-        memory_bytes=needed + (whole_gradients if room else 0),
+        memory_bytes=needed + (whole_gradients if fits else 0),
         free_bytes=free,
         flops_per_token=flops_per_token(model_config) * more_flops,
         tokens_per_step=tokens_per_step,
@@ -119,7 +121,7 @@ def make_plan(
         steps=steps,
         seconds=expected,
         epochs=steps * tokens_per_step / train_tokens if train_tokens else 0.0,
-        meet_each=whole_gradients > 0 and not room,
+        meet_each=whole_gradients > 0 and not fits,
     )
     plan.warnings = warnings(plan, config, device, train_tokens)
     return plan
@@ -161,23 +163,24 @@ def choose_micro_batch(
         for micro in range(1, share + 1)
         if share % micro == 0
         and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
-        and memory(config, train, parameters, dtype, micro, "adamw", world, attention) < 0.8 * free
+        and memory(config, train, parameters, dtype, micro, "adamw", world, attention) < USABLE * free  # the larger of the two optimizers
     ]
     return max(fits, default=1)
 
 
-def choose_attention(wanted: str, config: ModelConfig, device: torch.device, dtype: str) -> str:
-    """The implementation of attention that is fastest here.
+def choose_attention(wanted: str, config: ModelConfig, device: torch.device, dtype: str, row_tokens: int = 0) -> str:
+    """The implementation of attention that is fastest here, for rows of so many tokens or of a whole block. A near tie goes to flash,
+    which keeps less in memory.
 
     Raises:
         UserError: when one was asked for that this machine, dtype or shape does not have.
     """
-    speeds = calibrate.attention_speeds(config, device, dtype)
+    speeds = calibrate.attention_speeds(config, device, dtype, row_tokens)
     if wanted not in ("auto", *speeds):
         raise UserError(
             f"--attention {wanted} is not to be had for {dtype} on {device.type} with heads of {config.head_dim}: pass {', '.join(speeds)} or auto."
         )
-    return max(speeds, key=speeds.get) if wanted == "auto" else wanted
+    return max(speeds, key=lambda name: speeds[name] * (NEAR_TIE if name == "flash" else 1)) if wanted == "auto" else wanted
 
 
 def choose_compile(wanted: str, expected: float, device: torch.device, compiling: calibrate.Compiling) -> bool:
@@ -228,23 +231,28 @@ def in_hundredths(speeds: dict[Any, float], whole: float) -> str:
 
 def gathered(config: ModelConfig, parameters: int) -> int:
     """Bytes of what a rank of a shared model holds whole at one time: embeddings, and two blocks with their gradients."""
+    both = 8  # bytes of a weight and its gradient
     embeddings = config.vocab_size * config.n_embd * (1 if config.tied_head else 2)
-    return 8 * embeddings + 16 * (parameters - embeddings) // config.n_layer
+    return both * embeddings + 2 * both * (parameters - embeddings) // config.n_layer
 
 
 def memory(
     config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, world: int = 1,
     attention: str = "flash",
 ) -> int:  # fmt: skip
-    """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself."""
-    states = 4 if optimizer == "adamw" else 3
-    weights = 4 * parameters * (states + (1 if train.ema else 0))
+    """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself.
+
+    An estimate: tests/test_plan.py holds it against measured peaks.
+    """
+    copies = 4 if optimizer == "adamw" else 3  # weight, gradient, and AdamW's two moments or Muon's one
+    weights = 4 * parameters * (copies + (1 if train.ema else 0))
     if train.fsdp:
         weights = weights // world + gathered(config, parameters)
-    head = 4 * config.vocab_size * config.n_embd + 3 * min(2**25, 4 * micro * config.block_size * config.vocab_size)
+    head = 4 * config.vocab_size * config.n_embd  # the gradient that HeadLoss makes
+    head += 3 * min(2**25, 4 * micro * config.block_size * config.vocab_size)  # about three arrays of one chunk (`model.chunks`, on a CPU)
     tokens = micro * config.block_size
     q = config.n_head * config.head_dim
-    per_layer = (
+    per_layer = (  # numbers that autograd keeps for each token
         4 * config.n_embd + 4 * q + 3 * config.n_inner
         if config.architecture == "classic"
         else 6 * config.n_embd + 9 * q + 4 * config.n_inner

@@ -41,7 +41,7 @@ class RunLog:
         line = {"event": kind, "time": round(time.time(), 3), **{name: finite(value) for name, value in values.items()}}
         self.events.write(json.dumps(line) + "\n")
         if kind != "step" or time.monotonic() - self.synced > FLUSH_SECONDS:
-            self.sync()
+            self.flush()
         if kind in ("step", "evaluation"):
             self.scalars(kind, values)
 
@@ -53,7 +53,7 @@ class RunLog:
             if name != "step" and isinstance(value, int | float) and self.board:
                 self.board.add_scalar(f"{prefix}/{name}", value, values["step"])
 
-    def sync(self) -> None:
+    def flush(self) -> None:
         """Hands what was written to the operating system, so that a killed run loses no line of a saved step."""
         if self.active:
             self.events.flush()

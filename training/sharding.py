@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from config import UserError
 from training import calibrate
-from training.distributed import Ranks
+from training.distributed import Ranks, backend
 
 
 def mesh_of(ranks: Ranks) -> DeviceMesh:
@@ -29,8 +29,7 @@ def mesh_of(ranks: Ranks) -> DeviceMesh:
     if ranks.device.type not in ("cuda", "cpu"):
         raise UserError(f"--fsdp works on GPUs with CUDA and on CPUs, not on {ranks.device.type}: leave it out.")
     if not dist.is_initialized():  # one process that nobody launched
-        backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend(ranks.device), store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(ranks.device.type, (ranks.world,))
 
 
@@ -38,7 +37,7 @@ def shard(model: nn.Module, ranks: Ranks, dtype: str) -> None:
     """Turns a model that was built on the meta device into shards on this rank's device; their values are not set yet.
 
     The matrices of attention and MLP are gathered in the dtype of the arithmetic: autocast would make that copy anyway, but keep
-    it until the backward, so that no memory were saved. What autocast leaves in float32, norms and embeddings, stays with the root.
+    it until the backward, and no memory would be saved. What autocast leaves in float32, norms and embeddings, stays with the root.
     """
     low = MixedPrecisionPolicy()
     if dtype != "float32":

@@ -30,10 +30,12 @@ from training.distributed import Ranks
 
 PER_WEIGHT = 1.5  # tokens for each weight of the blocks: far fewer than large runs get, since small ones wait for calls, not for sums
 AGAIN = 15.0  # epochs after which a text has taught most of what it will (Muennighoff et al. 2023, table 2: 15.4)
-BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # the run by which the rule was set: tokens of a step, tokens in all, width,
-RATE, MUON_RATE = 1e-2, 0.02  # and its rates; one minute of WikiText-2 on two cores
-DECAY, LEAST_DECAY, MOST_DECAY = 0.02, 0.01, 0.3  # weight decay for each time that a text is read, at least and at most,
-OFTEN = 3.0  # and so many times make dropout worth its while: seven to fifteen readings of one megabyte of WikiText-2
+# The run that set the rule, one minute of WikiText-2 on two cores, and the rates that were best for it:
+BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # tokens of a step, tokens in all, width
+RATE, MUON_RATE = 1e-2, 0.02
+# Texts that come again, by seven to fifteen readings of one megabyte of WikiText-2:
+DECAY, LEAST_DECAY, MOST_DECAY = 0.02, 0.01, 0.3  # weight decay for each reading, and its bounds
+OFTEN = 3.0  # readings from which dropout pays
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
 }  # fmt: skip
@@ -114,19 +116,20 @@ def choose(
     def planned(at: int) -> float:
         """The tokens of a run of this depth."""
         if not budget:
-            return PER_WEIGHT * blocks(at)
+            return PER_WEIGHT * block_weights(at)
         if at not in speed:
-            speed[at] = world / fastest(ModelConfig(**how, **shape(at)), device)
+            speed[at] = world / seconds_per_token(ModelConfig(**how, **shape(at)), device)
         return 0.8 * budget * speed[at]  # the rest is start and evaluation
 
     if not depth:
         depth = 1
-        while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= PER_WEIGHT * blocks(depth + 1):
+        while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= PER_WEIGHT * block_weights(depth + 1):
             depth += 1
     total = planned(depth)
-    planned = 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))
-    rows = -(-(rows or planned) // world) * world  # which the ranks can share
-    larger, epochs = max(1.0, math.sqrt(planned * block / BATCH)) * math.sqrt(rows / planned), total / tokens
+    epochs = total / tokens
+    best_rows = 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))  # what the rule asks for
+    rows = -(-(rows or best_rows) // world) * world  # which the ranks can share
+    larger = max(1.0, math.sqrt(best_rows * block / BATCH)) * math.sqrt(rows / best_rows)  # rates go with the root of the batch
     dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
@@ -136,7 +139,7 @@ def choose(
     return found if budget else found | {"max_iters": max(1, round(total / (rows * block)))}
 
 
-def blocks(depth: int) -> int:
+def block_weights(depth: int) -> int:
     """Weights of the blocks of a depth."""
     config = ModelConfig(architecture="modern", **shape(depth))
     return depth * config.n_embd * (4 * config.n_embd + 3 * config.n_inner)
@@ -148,7 +151,7 @@ def fresh(seen: float, tokens: float) -> float:
     return min(seen, tokens) + tokens * AGAIN * (1 - math.exp(-again / AGAIN))
 
 
-def fastest(config: ModelConfig, device: torch.device) -> float:
+def seconds_per_token(config: ModelConfig, device: torch.device) -> float:
     """Seconds of a token of this model, in its better dtype; measured once, and estimated for one too large to try out."""
     probed = plan.count_parameters(config) < plan.PROBED_BELOW
     return plan.seconds_per_token(config, probed, device, plan.choose_dtype(config, probed, device))
