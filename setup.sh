@@ -173,7 +173,7 @@ clear_away() {
 # ends: no stale lock files.
 lock() {
     exec 9<. 8<.
-    [ ! -d venv ] || exec 8<venv/..
+    [ ! -d venv ] || command exec 8<venv/.. || : # another set-up may have cleared it away since; a bare exec would end this one
     "$1" -c 'import fcntl, os
 same = os.path.samestat(os.fstat(9), os.fstat(8))
 for folder in [9] if same else [9, 8]:

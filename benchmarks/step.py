@@ -99,6 +99,7 @@ def ours(args: argparse.Namespace, **shape: int) -> dict:
         for _ in range(args.steps):
             trainer.step()
         seconds = time.perf_counter() - t0
+        log.close()
     return {
         "tokens_per_second": args.steps * BATCH * T / seconds,
         "micro": told.micro_batch_size,
