@@ -13,6 +13,7 @@ import checkpoint as checkpoints
 from config import UserError
 from inference import weights
 from inference.engine import Engine
+from inference.kv_cache import cache_dtype
 from inference.request import NotReady, Request, Settings
 
 CACHE_BYTES = 2 * 2**30  # the most that keys and values take on a CPU; on a GPU half of what is free
@@ -164,7 +165,7 @@ class Host:
         self.memory_rate = self.memory_rate or weights.memory_rate(self.device)
         told = {"parameters": model.parameter_count(), "quantized": bool(self.quantize)}
         told["weight_bytes"] = weights.prepare(model, dtype, int8=bool(self.quantize))
-        slots = self.slots or self.affordable_slots(model.config, dtype.itemsize)
+        slots = self.slots or self.affordable_slots(model.config, cache_dtype(dtype, self.device.type).itemsize)
         engine = Engine(model, tokenizer, slots, provenance, **self.limits, **told)
         warm_up(engine)
         engine.start()

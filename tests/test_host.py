@@ -8,8 +8,10 @@ import time
 
 import httpx
 import pytest
+import torch
 
 from inference import host as hosts
+from inference.host import Host
 from inference.request import NotReady, Request, Settings
 from tests.live import KEY, load, save, serving, wait_until
 
@@ -148,4 +150,18 @@ def test_a_long_score_is_finished_whatever_happens_to_its_model(tiny_model, tmp_
     assert answer.status_code == 200, answer.text
     assert (answer.json()["tokens"], answer.json()["model"]["step"]) == (800, 0)
     assert len(windows) > 40
+    host.drain(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_fits_its_room_in_the_dtype_that_it_has(tiny_model, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(hosts, "cache_dtype", lambda *_: dtype)
+    monkeypatch.setattr("inference.engine.cache_dtype", lambda *_: dtype)
+    model = tiny_model()
+    each = 2 * model.config.n_layer * model.config.n_kv_head * model.config.block_size * model.config.head_dim
+    monkeypatch.setattr(hosts, "CACHE_BYTES", 6 * 4 * each)
+    host = Host(str(save(tmp_path / "best_model.pt", model)), "cpu", "bfloat16")
+    host.load()
+    assert len(host.engine.scheduler.slots) == (6 if dtype == torch.float32 else 12)
+    assert host.engine.cache.bytes <= hosts.CACHE_BYTES
     host.drain(1)
