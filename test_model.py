@@ -82,8 +82,10 @@ def test_one_batch_can_be_overfitted(architecture):
     assert loss.item() < 0.1
 
 
-def test_loss_and_gradients_are_those_of_plain_cross_entropy(model, monkeypatch):
-    """The chunked head against torch's own loss, with some targets that are not scored."""
+@pytest.mark.parametrize("onednn", [False, True])
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(model, monkeypatch, onednn):
+    """The chunked head against torch's own loss, with some targets that are not scored, by either library of products."""
+    monkeypatch.setattr("model.onednn_is_faster", lambda: onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr("model.chunks", lambda n, *_: [slice(i, i + 7) for i in range(0, n, 7)])
     idx, targets = ids(3, 24), ids(3, 24).flip(0)
     targets[0, 5:9] = IGNORE
@@ -96,6 +98,9 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(model, monkeypatch)
     torch.testing.assert_close(loss, plain)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(ours[name], weight.grad, atol=1e-5, rtol=1e-4, msg=name)
+    with torch.no_grad():
+        each = model(idx, targets, reduction="none")
+    torch.testing.assert_close(each.sum() / (targets != IGNORE).sum(), plain.detach())
 
 
 def test_gradients_in_bfloat16_point_where_those_in_float32_do(model):
