@@ -55,7 +55,8 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
         seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
         arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
     encoders = arithmetic / (places * flops_per_token(model))
-    return {"row_tokens": places / sum(shares.values()), "more_flops": 1 + encoders, "slower": PADDED}
+    # Plain numbers: what follows from them stands in checkpoints, which hold no others.
+    return {"row_tokens": float(places / sum(shares.values())), "more_flops": float(1 + encoders), "slower": PADDED}
 
 
 def judged(corpus: MediaCorpus, model, tokenizer: Tokenizer) -> tuple[list[judge.Verdict], list[judge.Example]]:

@@ -446,6 +446,16 @@ def test_a_resumed_run_has_the_bits_of_a_straight_one(straight, tmp_path, monkey
     assert losses(tmp_path, "b") == losses(tmp_path, "a")
 
 
+def test_a_run_with_a_budget_of_time_is_gone_on_with(tmp_path, monkeypatch):
+    """What follows from how long rows are on average stands in its checkpoints, which hold plain numbers only."""
+    monkeypatch.setattr(shards, "DATA", tmp_path / "data")
+    monkeypatch.setattr("train.CLOSING", 0.1)
+    assert main_here(tmp_path, monkeypatch, *run_flags(tmp_path, "b", time="4s")) == 0
+    before = checkpoint.load(tmp_path / "out/b/last.pt")["training"]["progress"]["step"]
+    assert main_here(tmp_path, monkeypatch, *resume(tmp_path, "b", time="4.5s")) == 0
+    assert checkpoint.load(tmp_path / "out/b/last.pt")["training"]["progress"]["step"] > before
+
+
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
 def test_two_ranks_have_the_losses_of_one(tmp_path, monkeypatch, fsdp):
     """At a low rate: where a gradient is next to nothing, AdamW's first steps go by a sign that rounding decides."""
