@@ -100,7 +100,9 @@ def prepare(model: nn.Module, dtype: torch.dtype = torch.float32, int8: bool = F
         the bytes of weights that writing one token reads.
     """
     model.to(dtype).eval().requires_grad_(False)
-    twice = dtype == torch.float32 and sum(weight.numel() for weight in model.parameters()) <= TWICE and transposes_are_faster()
+    weights = list(model.parameters())
+    small = dtype == torch.float32 and weights[0].device.type == "cpu" and sum(weight.numel() for weight in weights) <= TWICE
+    twice = small and transposes_are_faster()
     read = 0
 
     def lay_out(matrix: Tensor, bias: Tensor | None = None) -> nn.Module:
@@ -126,7 +128,10 @@ def transposes_are_faster() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     shapes = 14 * [(384, 1536), (1536, 384)]  # 66 MB
-    matrices = {twice: [Packed(torch.ones(shape), None, twice) for shape in shapes] for twice in (False, True)}
+    try:
+        matrices = {twice: [Packed(torch.ones(shape), None, twice) for shape in shapes] for twice in (False, True)}
+    except RuntimeError:  # a processor for which there is no such layout; `pack` takes it as it is
+        return False
 
     def multiply(twice: bool) -> None:
         for matrix, (_, columns) in zip(matrices[twice], shapes, strict=True):

@@ -204,12 +204,13 @@ def test_a_deterministic_request_gets_the_same_bits_from_a_prepared_model(tiny_m
 # ---- on other machines
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
 def test_where_there_is_no_better_layout_the_matrices_stay_as_they_are(tiny_model, monkeypatch, kind):
     def refuse(*_) -> None:
         raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512")
 
     monkeypatch.setattr(weights.Packed, "__init__", refuse)
+    weights.transposes_are_faster.cache_clear()  # it is to try here
     plain = tiny_model()
     model, texts = prepared(plain, kind), written(plain, 3)
     assert isinstance(model.blocks[0].attn.qkv, weights.Plain)
