@@ -644,8 +644,9 @@ def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: CUDA has a type for it, the CPU's allocator only words."""
+    """Whether an error means that memory ran out: CUDA has a type for it, the CPU's allocator only words, and oneDNN, which finds no
+    room for the code that it writes for a product, not even that (what it cannot do at all, it says of a "primitive descriptor")."""
+    said = str(error).lower()
     words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(word in str(error).lower() for word in words)
-
+    onednn = said.endswith(("could not create a primitive", "could not create a memory object"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or onednn or any(word in said for word in words)
