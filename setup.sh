@@ -136,7 +136,7 @@ complete() {
 # list of files (RECORD) is absent or does not match, or folders that pip had set aside (~name).
 sound() {
     case "$(probe "$py")" in *good) ;; *) return 1 ;; esac
-    "$py" -c 'import pip' 2>/dev/null || return 1
+    "$py" -c 'import pip' 2>/dev/null || "$py" -m ensurepip >/dev/null 2>&1 || return 1 # uv makes them without pip
     "$py" -c 'import csv, sys
 from pathlib import Path
 for site in Path("venv/lib").glob("python*/site-packages"):

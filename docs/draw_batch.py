@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from data import learn_tokenizer  # noqa: E402
 from multimodal.embedded import PARTS, Setting  # noqa: E402
-from multimodal.encoders import AUDIO, GRID, IMAGE, SHRINK, SLOTS  # noqa: E402
+from multimodal.encoders import AUDIO, DOWNSAMPLING, GRID, IMAGE, IMAGE_TOKENS  # noqa: E402
 from multimodal.samples import Picture, Sample  # noqa: E402
 from multimodal.shards import encode, outline, texts  # noqa: E402
 from multimodal.spectrogram import log_mel  # noqa: E402
@@ -98,21 +98,21 @@ def draw_word(axes, at: int, low: float, word: str, colour: str) -> None:
 def draw_picture(axes, at: int, low: float, picture: Picture) -> int:
     """The whole, and below it the places that its vectors stand for, row by row."""
     side, patch = GRID // 2, 2 * SIDE // GRID
-    left = at + (SLOTS - 3) / 2
+    left = at + (IMAGE_TOKENS - 3) / 2
     axes.imshow(picture.pixels, extent=(left, left + 3, low + 1.6, low + 4.6), zorder=2)
-    for n in range(SLOTS):
+    for n in range(IMAGE_TOKENS):
         y, x = divmod(n, side)
         cell(axes, at + n, low, EMPTY)
         part = picture.pixels[y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
         axes.imshow(part, extent=(at + n + 0.1, at + n + 0.9, low + 0.4, low + 1.2), zorder=2)
-    return at + SLOTS
+    return at + IMAGE_TOKENS
 
 
 def draw_sound(axes, at: int, low: float, sound) -> int:
-    """Its spectrogram, SHRINK frames to a place."""
+    """Its spectrogram, DOWNSAMPLING frames to a place."""
     mel = log_mel(torch.from_numpy(sound.wave), RATE).numpy()
-    places = -(-len(mel) // SHRINK)
-    padded = np.pad(mel, ((0, places * SHRINK - len(mel)), (0, 0)), constant_values=mel.min())
+    places = -(-len(mel) // DOWNSAMPLING)
+    padded = np.pad(mel, ((0, places * DOWNSAMPLING - len(mel)), (0, 0)), constant_values=mel.min())
     axes.imshow(padded.T, origin="lower", aspect="auto", cmap="magma", extent=(at, at + places, low, low + HIGH), zorder=2)
     for n in range(places):
         axes.add_patch(Rectangle((at + n, low), 1, HIGH, fill=False, edgecolor="#78909c", linewidth=0.6, zorder=3))

@@ -21,10 +21,10 @@ from model import Block, rotary_table
 from multimodal.spectrogram import FRAMES, MELS
 
 GRID = 8  # places a side after the convolutions
-SLOTS = (GRID // 2) ** 2  # vectors of a picture
-SHRINK = 8  # frames to a vector of a sound
-PLACES, STRETCH = 16, 64  # tokens of rows, and frames of sounds, are padded to multiples of these: see `rounded`
-SLOWER = 1.25  # room for sounds that training slows down
+IMAGE_TOKENS = (GRID // 2) ** 2  # vectors of a picture
+DOWNSAMPLING = 8  # frames to a vector of a sound
+TOKEN_MULTIPLE, FRAME_MULTIPLE = 16, 64  # tokens of rows, and frames of sounds, are padded to multiples of these: see `rounded`
+TEMPO_ROOM = 1.25  # room for sounds that training slows down
 IMAGE, AUDIO = -1, -2  # ids of the places of pictures and sounds in training
 
 
@@ -33,9 +33,9 @@ def rounded(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def sound_slots(frames: int | Tensor) -> int | Tensor:
+def audio_tokens(frames: int | Tensor) -> int | Tensor:
     """How many vectors a sound of so many frames becomes: 12.5 a second."""
-    return -(-frames // SHRINK)
+    return -(-frames // DOWNSAMPLING)
 
 
 class Encoder(nn.Module):
@@ -98,15 +98,15 @@ class Conv(nn.Module):
 
 
 class ImageEncoder(Encoder):
-    """Pictures (N, S, S, 3) uint8 to (N, SLOTS, C)."""
+    """Pictures (N, S, S, 3) uint8 to (N, IMAGE_TOKENS, C)."""
 
     def __init__(self, config: MediaModelConfig):
-        super().__init__(config, 1, SLOTS)
+        super().__init__(config, 1, IMAGE_TOKENS)
         C, count = config.n_embd, int(math.log2(config.image_size / GRID))
         widths = [3, *(C // 4 + C // 2 * n // max(1, count - 1) for n in range(count - 1)), 3 * C // 4]
         self.convs = nn.ModuleList(conv for a, b in itertools.pairwise(widths) for conv in (Conv(a, b, 2), Conv(b, b, 1)))
         self.widen = nn.Linear(4 * widths[-1], C)
-        self.places = nn.Parameter(torch.empty(SLOTS, C))
+        self.places = nn.Parameter(torch.empty(IMAGE_TOKENS, C))
         self.reset_parameters(config.embedding_std)
 
     def reset_parameters(self, std: float) -> None:
@@ -118,18 +118,18 @@ class ImageEncoder(Encoder):
         for conv in self.convs:
             x = conv(x)  # half the side at every second
         x = F.pixel_unshuffle(x, 2)  # (N, 4 C', GRID / 2, GRID / 2)
-        x = self.widen(x.flatten(2).mT) + self.places  # (N, SLOTS, C)
+        x = self.widen(x.flatten(2).mT) + self.places  # (N, IMAGE_TOKENS, C)
         still = torch.ones_like(self.cos), torch.zeros_like(self.sin)  # places are learned: nothing is turned
         for block in self.blocks:
             x = block(x, still)
-        return self.proj(self.norm(x))  # (N, SLOTS, C)
+        return self.proj(self.norm(x))  # (N, IMAGE_TOKENS, C)
 
 
 class AudioEncoder(Encoder):
-    """Spectrograms (N, F, MELS), each with its own number of frames, to (N, F / SHRINK, C)."""
+    """Spectrograms (N, F, MELS), each with its own number of frames, to (N, F / DOWNSAMPLING, C)."""
 
     def __init__(self, config: MediaModelConfig):
-        super().__init__(config, 2, 2 * sound_slots(rounded(math.ceil(SLOWER * config.audio_seconds * FRAMES), STRETCH)))
+        super().__init__(config, 2, 2 * audio_tokens(rounded(math.ceil(TEMPO_ROOM * config.audio_seconds * FRAMES), FRAME_MULTIPLE)))
         C = config.n_embd
         self.convs = nn.ModuleList(nn.Conv1d(a, C, 3, stride, padding=1) for a, stride in ((MELS, 2), (C, 2)))
         self.blank = nn.Linear(C, 1)
@@ -137,7 +137,7 @@ class AudioEncoder(Encoder):
 
     def forward(self, spectrograms: Tensor, frames: Tensor) -> Tensor:
         """`frames` (N,): how many of each are its own. What lies behind them changes nothing."""
-        spectrograms = F.pad(spectrograms, (0, 0, 0, -spectrograms.size(1) % SHRINK))
+        spectrograms = F.pad(spectrograms, (0, 0, 0, -spectrograms.size(1) % DOWNSAMPLING))
         x = spectrograms.to(self.proj.weight.dtype).mT  # (N, MELS, F)
         x = level(x, inside(frames, x.size(2))[:, None])
         for conv in self.convs:
@@ -148,7 +148,7 @@ class AudioEncoder(Encoder):
         rotary = self.cos[: x.size(1)], self.sin[: x.size(1)]
         for block in self.blocks:
             x = block(x, rotary, own[:, None, None])
-        x = (x * own[..., None]).unflatten(1, (-1, 2)).flatten(2)  # (N, F / SHRINK, 2 C)
+        x = (x * own[..., None]).unflatten(1, (-1, 2)).flatten(2)  # (N, F / DOWNSAMPLING, 2 C)
         return self.proj(self.norm(x))
 
 
@@ -165,10 +165,10 @@ def flops_per_vector(config: MediaModelConfig, place: int) -> float:
     C = config.n_embd
     block = 4 * C * C + 3 * C * ModelConfig(architecture="modern", n_head=config.n_head, n_embd=C).n_inner
     if place == AUDIO:
-        convs = 3 * C * (SHRINK // 2 * MELS + SHRINK // 4 * C)
+        convs = 3 * C * (DOWNSAMPLING // 2 * MELS + DOWNSAMPLING // 4 * C)
         return 6 * (convs + 2 * config.encoder_layers * block + 2 * C * C)
     convs = 9 * (C // 4) * (3 + C // 4) * (config.image_size / 2) ** 2 + 9 * (3 * C // 4) * C * GRID * GRID  # the first and the last
-    return 6 * (convs / SLOTS + 3 * C * C + config.encoder_layers * block + C * C)
+    return 6 * (convs / IMAGE_TOKENS + 3 * C * C + config.encoder_layers * block + C * C)
 
 
 def inside(lengths: Tensor, places: int) -> Tensor:

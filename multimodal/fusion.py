@@ -18,20 +18,20 @@ from config import MediaModelConfig, UserError
 from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
 from multimodal.encoders import (
     AUDIO,
+    FRAME_MULTIPLE,
     IMAGE,
-    PLACES,
-    SLOTS,
-    STRETCH,
+    IMAGE_TOKENS,
+    TOKEN_MULTIPLE,
     AudioEncoder,
     ImageEncoder,
+    audio_tokens,
     inside,
     rounded,
-    sound_slots,
 )
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
-ALIKE = 0.3  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
+WORDS_WEIGHT = 0.3  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
 
 
 @dataclass
@@ -68,11 +68,11 @@ class Batch:
     def __getitem__(self, rows: slice) -> Batch:
         """Some rows, hardly longer than the longest of them."""
         lengths = self.lengths[rows]
-        T, start, stop = rounded(int(lengths.max()), PLACES), *rows.indices(len(self))[:2]
+        T, start, stop = rounded(int(lengths.max()), TOKEN_MULTIPLE), *rows.indices(len(self))[:2]
         shown = (self.picture_rows >= start) & (self.picture_rows < stop)
         said = (self.sound_rows >= start) & (self.sound_rows < stop)
         frames = self.frames[said]
-        most = rounded(int(frames.max()), STRETCH) if len(frames) else 0
+        most = rounded(int(frames.max()), FRAME_MULTIPLE) if len(frames) else 0
         return Batch(
             self.idx[rows, :T], self.targets[rows, :T], self.weights[rows, :T], lengths,
             self.pictures[shown], self.picture_rows[shown] - start,
@@ -120,14 +120,14 @@ class MultimodalGPT(GPT):
     def forward(
         self, idx: Tensor | Batch, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and `ALIKE` times how badly the vectors
+        """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and `WORDS_WEIGHT` times how badly the vectors
         of what is seen and heard fit the known words. With the reduction `none`, (2, n): each target's loss, and whether it was the
         likeliest token. Called with plain ids it is `GPT.forward`."""
         if not isinstance(idx, Batch):
             return super().forward(idx, targets, cache, reduction)
         batch = idx
-        seen = self.image(batch.pictures) if len(batch.pictures) else None  # (N, SLOTS, C)
-        heard = self.audio(batch.spectrograms, batch.frames) if len(batch.frames) else None  # (M, F / SHRINK, C)
+        seen = self.image(batch.pictures) if len(batch.pictures) else None  # (N, IMAGE_TOKENS, C)
+        heard = self.audio(batch.spectrograms, batch.frames) if len(batch.frames) else None  # (M, F / DOWNSAMPLING, C)
         x = self.hidden(batch.idx, x=self.read(batch, seen, heard))  # (B, T, C)
         asked = batch.targets != IGNORE
         x, targets, weights = x[asked], batch.targets[asked], batch.weights[asked]  # (n, C), (n,), (n,)
@@ -135,32 +135,32 @@ class MultimodalGPT(GPT):
             return torch.stack((token_losses(x, self.head.weight[: self.config.vocab_size], targets), self.logits(x).argmax(-1) == targets))
         loss = HeadLoss.apply(x, self.head.weight, targets, weights / len(batch), self.config.vocab_size)
         if seen is not None:
-            loss = loss + ALIKE * self.missed(batch, seen).sum() / len(batch)
+            loss = loss + WORDS_WEIGHT * self.seen_words_loss(batch, seen).sum() / len(batch)
         if heard is not None:
-            loss = loss + ALIKE * self.misheard(batch, heard).sum() / len(batch)
+            loss = loss + WORDS_WEIGHT * self.heard_words_loss(batch, heard).sum() / len(batch)
         return loss
 
-    def missed(self, batch: Batch, seen: Tensor) -> Tensor:
+    def seen_words_loss(self, batch: Batch, seen: Tensor) -> Tensor:
         """The loss of each picture whose words are known, in nats, (N,): its vectors, on the whole, should be like the embeddings of these
         words, and not like those of the step's other words (captions as bags of labels: Joulin et al. 2016, arXiv:1511.02251)."""
         fits = self.image.words(seen.mean(1), self.wte(batch.words)).float()  # (N, W)
         there = (batch.seen[..., None] == batch.words).any(1).float()  # (N, W)
         return F.binary_cross_entropy_with_logits(fits, there, reduction="none").sum(1) * (batch.seen != IGNORE).any(1)
 
-    def misheard(self, batch: Batch, heard: Tensor) -> Tensor:
+    def heard_words_loss(self, batch: Batch, heard: Tensor) -> Tensor:
         """The loss of each sound whose words are known, in nats a word, (M,): its vectors, one after the other, should be like the
         embeddings of these words in their order, with anything between them (CTC, Graves et al. 2006; beside a decoder's own loss:
         Kim et al. 2017, arXiv:1609.06773). Ears that learn from answers alone take several times as long."""
         fits = self.audio.words(heard, self.wte.weight[: self.config.vocab_size])  # (M, T, V)
         fits = torch.cat((fits, self.audio.blank(heard)), dim=-1).float().log_softmax(-1).transpose(0, 1)  # (T, M, V + 1)
         lengths = (batch.heard != IGNORE).sum(1)
-        words, places = batch.heard.clamp(min=0), sound_slots(batch.frames)
+        words, places = batch.heard.clamp(min=0), audio_tokens(batch.frames)
         losses = F.ctc_loss(fits, words, places, lengths, blank=self.config.vocab_size, reduction="none", zero_infinity=True)
         return losses * (lengths > 0) / lengths.clamp(min=1)
 
     def read(self, batch: Batch, seen: Tensor | None, heard: Tensor | None) -> Tensor:
-        """The embeddings of a batch's rows, (B, T, C): of its words, and what the encoders made of its pictures (N, SLOTS, C) and of
-        its sounds (M, F / SHRINK, C)."""
+        """The embeddings of a batch's rows, (B, T, C): of its words, and what the encoders made of its pictures (N, IMAGE_TOKENS, C) and of
+        its sounds (M, F / DOWNSAMPLING, C)."""
         seen = None if seen is None else seen.flatten(0, 1)
         heard = None if heard is None else own(heard, batch.frames)
         x = self.wte(batch.idx.clamp(min=0))
@@ -178,7 +178,7 @@ class MultimodalGPT(GPT):
         beginning of another."""
         content = medium.pixels if isinstance(medium, Picture) else medium.wave
         first = int.from_bytes(hashlib.blake2b(content.tobytes(), digest_size=7).digest(), "big")
-        return [-1 - (first << 7 | n % 128) for n in range(slots(medium, self.config))]
+        return [-1 - (first << 7 | n % 128) for n in range(token_count(medium, self.config))]
 
     @torch.no_grad()
     def encode(self, media: Sequence[Picture | Sound]) -> Tensor:
@@ -199,8 +199,8 @@ class MultimodalGPT(GPT):
 
 
 def own(heard: Tensor, frames: Tensor) -> Tensor:
-    """The vectors of all sounds, one after the other, without padding: (M, F / SHRINK, C) to (n, C)."""
-    return heard[inside(sound_slots(frames), heard.size(1))]
+    """The vectors of all sounds, one after the other, without padding: (M, F / DOWNSAMPLING, C) to (n, C)."""
+    return heard[inside(audio_tokens(frames), heard.size(1))]
 
 
 def put(x: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
@@ -208,11 +208,11 @@ def put(x: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
     return x.masked_scatter(places[..., None], vectors.to(x.dtype))
 
 
-def slots(medium: Picture | Sound, config: MediaModelConfig) -> int:
+def token_count(medium: Picture | Sound, config: MediaModelConfig) -> int:
     """How many places a picture or a sound takes in a row."""
     if isinstance(medium, Picture):
-        return SLOTS
-    return sound_slots(frames_of(len(medium.wave), config.audio_rate))
+        return IMAGE_TOKENS
+    return audio_tokens(frames_of(len(medium.wave), config.audio_rate))
 
 
 MODELS[MultimodalGPT.kind] = (MultimodalGPT, MediaModelConfig)

@@ -19,12 +19,12 @@ from inference.dialogue import Chat, Message
 from inference.engine import Engine, text_of
 from inference.request import Piece, Request, Settings
 from multimodal import embedded
-from multimodal.fusion import slots
+from multimodal.fusion import token_count
 from multimodal.samples import Picture, Sample, Sound, Turn
 from multimodal.shards import encode, outline
 from tokenizer import Tokenizer
 
-SLOTS = 32  # answered at once
+BATCH = 32  # answered at once
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def answers(model: nn.Module, tokenizer: Tokenizer, samples: Iterable[Sample]) -
     """The likeliest answer to each sample's last question, token by token, as the server would give it. The question is put whole, as
     training showed it: no more of the block is kept free than the true answer takes. An answer may have all that is left."""
     chat = Chat(tokenizer, documents=True, places=model.places)
-    engine = Engine(model, tokenizer, slots=SLOTS)
+    engine = Engine(model, tokenizer, slots=BATCH)
     pieces, requests = [], []
     for sample in samples:
         messages = [Message(turn.role, turn.parts) for turn in sample.turns[:-1]]
@@ -134,7 +134,7 @@ def examples(model: nn.Module, tokenizer: Tokenizer, samples: Sequence[Sample]) 
 def fits(sample: Sample, tokenizer: Tokenizer, config: MediaModelConfig) -> bool:
     """Whether the block has room for a whole row, its answer and its media."""
     ids, _ = encode(outline(sample), tokenizer)
-    return len(ids) + sum(slots(medium, config) - 1 for medium in sample.media) <= config.block_size + 1
+    return len(ids) + sum(token_count(medium, config) - 1 for medium in sample.media) <= config.block_size + 1
 
 
 # ---- controls

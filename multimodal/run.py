@@ -13,7 +13,7 @@ from model import flops_per_token
 from multimodal import judge, sheet
 from multimodal.corpus import MediaCorpus, open_corpus
 from multimodal.embedded import DESCRIBE, PARTS, STORIES, TRANSCRIBE
-from multimodal.encoders import AUDIO, IMAGE, SHRINK, SLOTS, flops_per_vector
+from multimodal.encoders import AUDIO, DOWNSAMPLING, IMAGE, IMAGE_TOKENS, flops_per_vector
 from multimodal.samples import Picture
 from multimodal.task import MediaTask
 from tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def find_corpus(
 def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]:
     """What the plan cannot know of rows with media: how long they are on average, and what their encoders cost beside the GPT."""
     rows, media, shares = corpus.train.rows, corpus.train.media, corpus.shares
-    vectors = -(-(media.sounds[-1] / max(1, len(media.sounds) - 1)) // SHRINK)  # of a sound, on average
+    vectors = -(-(media.sounds[-1] / max(1, len(media.sounds) - 1)) // DOWNSAMPLING)  # of a sound, on average
     places = arithmetic = 0.0
     for name, share in shares.items():
         if name == STORIES:
@@ -52,7 +52,7 @@ def plan_hints(corpus: MediaCorpus, model: MediaModelConfig) -> dict[str, float]
             continue
         own = rows[rows["part"] == corpus.train.parts.index(name)]
         places += share * own["places"].mean()
-        seen, heard = own["pictures"].mean() * SLOTS, own["sounds"].mean() * vectors
+        seen, heard = own["pictures"].mean() * IMAGE_TOKENS, own["sounds"].mean() * vectors
         arithmetic += share * (seen * flops_per_vector(model, IMAGE) + heard * flops_per_vector(model, AUDIO))
     encoders = arithmetic / (places * flops_per_token(model))
     # Plain numbers: what follows from them stands in checkpoints, which hold no others.

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from config import DATA, MediaModelConfig, UserError
 from inference.dialogue import ANSWER, NAMES
 from multimodal.embedded import DESCRIBE, TRANSCRIBE
-from multimodal.encoders import AUDIO, IMAGE, SLOTS, sound_slots
+from multimodal.encoders import AUDIO, IMAGE, IMAGE_TOKENS, audio_tokens
 from multimodal.samples import Part, Picture, Sample, Sound, Turn
 from multimodal.spectrogram import MELS, log_mel
 from sources import Skipped
@@ -301,7 +301,7 @@ def prepare_rows(folder: Path, media: Media, tokenizer: Tokenizer, block_size: i
                 ids, learned = encode(each, tokenizer)
                 pictures, sounds = ids.count(IMAGE), ids.count(AUDIO)
                 frames = np.diff(media.sounds[sound : sound + sounds + 1])
-                places = len(ids) - pictures - sounds + SLOTS * pictures + int(sound_slots(frames).sum())
+                places = len(ids) - pictures - sounds + IMAGE_TOKENS * pictures + int(audio_tokens(frames).sum())
                 for name, found in words.items():
                     found += [tokenizer.encode(f" {told}").tolist() if told else [] for told in each[name]]
                 if places <= block_size + 1:

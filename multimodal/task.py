@@ -24,7 +24,7 @@ from training.evaluate import Score, evaluate, ratio
 ROWS = 64  # scored in one forward
 # Of an answer's words so many are hidden from the model while it goes on with it (word dropout: Bowman et al. 2016, arXiv:1511.06349):
 # else it learns, sooner than to look, which word follows which, and never says what it has not read.
-FORGOTTEN = 0.3
+WORD_DROPOUT = 0.3
 SHOWN = 2  # examples of each part on a sheet
 Counts = tuple[int, float, float, float, float]  # of a row: its part, nats, tokens foreseen, tokens, bytes
 
@@ -59,7 +59,7 @@ class MediaTask:
         text = Batches(corpus.text.train, block_size, config.batch_size, config.seed) if corpus.text else None
         self.mixture = Mixture(
             corpus.train, text, STORIES, corpus.shares, config.batch_size, block_size, config.seed,
-            bent={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, forgotten=FORGOTTEN,
+            augment={name: 0.0 if name in PARTS else config.augment for name in corpus.train.parts}, word_dropout=WORD_DROPOUT,
         )  # fmt: skip
         self.provenance = {"data": corpus.meta["source"], "data_hash": corpus.data_hash, "documents": True}
         self.lengths = torch.from_numpy(np.array(self.tokenizer.byte_lengths()))

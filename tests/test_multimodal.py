@@ -187,7 +187,7 @@ def test_words_are_hidden_from_the_model_but_learned(data):
     task = task_of(data)
     plain, eot = collate([media_row(task.corpus.train, 0, 96)], task.corpus.train, 96), task.tokenizer.eot
     random = np.random.default_rng(0)
-    hidden = collate([media_row(task.corpus.train, 0, 96, random, 0.0, forgotten=1.0)], task.corpus.train, 96)
+    hidden = collate([media_row(task.corpus.train, 0, 96, random, 0.0, word_dropout=1.0)], task.corpus.train, 96)
     asked = plain.targets[0, :-1] != IGNORE
     asked[int(plain.lengths[0]) - 1 :] = False  # the end of the text is no input
     assert torch.equal(plain.targets, hidden.targets)
@@ -244,7 +244,7 @@ def test_the_loss_of_hearing_is_that_of_all_alignments():
     for path in itertools.product((5, 9, 260), repeat=4):
         spelt = [i for n, i in enumerate(path) if i != 260 and (n == 0 or i != path[n - 1])]
         total += float(chances[range(4), path].prod().detach()) if spelt == [5, 9] else 0.0
-    assert float(model.misheard(batch, heard).detach()) == pytest.approx(-np.log(total) / 2, rel=1e-3)
+    assert float(model.heard_words_loss(batch, heard).detach()) == pytest.approx(-np.log(total) / 2, rel=1e-3)
 
 
 # ---- the engine sees what training sees

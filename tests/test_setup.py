@@ -36,7 +36,8 @@ sys.version_info = tuple(map(int, '${VERSION:-3.12.4}'.split('.')))
 ${WITHOUT:+sys.modules['$WITHOUT'] = None}
 $2" ;;
     "-c "*urlopen*) exit "${INDEX_IS_DOWN:-1}" ;;
-    "-c import pip") ;;
+    "-c import pip") [ -z "${BARE:-}" ] || [ -e venv/pip ]; exit ;;
+    "-m ensurepip") touch venv/pip ;;
     "-c "*EXTERNALLY-MANAGED*) echo "${MANAGED:-False}" ;;
     "-c "*base_prefix*) exit "${OUTSIDE:-1}" ;;
     "-m venv") mkdir -p venv/bin venv/lib/python3.12/site-packages && cp "$0" venv/bin/python ;;
@@ -307,6 +308,16 @@ def test_a_venv_whose_python_is_gone_is_made_again(checkout):
     assert code == 0
     assert "making it again" in output
     assert python.is_file()
+
+
+def test_a_venv_without_pip_is_given_one(checkout):  # as uv makes them
+    checkout.setup("runtime", REFUSE="-r requirements.txt")
+    marker = checkout.root / "venv" / "mine"
+    marker.touch()
+    code, output = checkout.setup("runtime", BARE="1")
+    assert code == 0 and "damaged" not in output
+    assert marker.exists() and (checkout.root / "venv/pip").exists()
+    assert checkout.setup("runtime", BARE="1") == (0, "")
 
 
 def of_another_python(checkout) -> Path:
