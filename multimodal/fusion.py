@@ -31,7 +31,9 @@ from multimodal.encoders import (
 from multimodal.samples import Picture, Sound
 from multimodal.spectrogram import frames_of, log_mel
 
-WORDS_WEIGHT = 0.3  # weight of how ill pictures and sounds fit their words, beside the loss of the answers
+# Weights of how ill pictures and sounds fit their words, beside the loss of the answers. Sounds have the lesser one: what is pulled hard
+# towards a word has little room to say which word of the sentence it is, and answers then repeat words or leave some out.
+SEEN_WEIGHT, HEARD_WEIGHT = 0.3, 0.1
 
 
 @dataclass
@@ -120,8 +122,8 @@ class MultimodalGPT(GPT):
     def forward(
         self, idx: Tensor | Batch, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and `WORDS_WEIGHT` times how badly the vectors
-        of what is seen and heard fit the known words. With the reduction `none`, (2, n): each target's loss, and whether it was the
+        """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and how badly the vectors of what is seen
+        and heard fit the known words, times `SEEN_WEIGHT` and `HEARD_WEIGHT`. With the reduction `none`, (2, n): each target's loss, and whether it was the
         likeliest token. Called with plain ids it is `GPT.forward`."""
         if not isinstance(idx, Batch):
             return super().forward(idx, targets, cache, reduction)
@@ -135,9 +137,9 @@ class MultimodalGPT(GPT):
             return torch.stack((token_losses(x, self.head.weight[: self.config.vocab_size], targets), self.logits(x).argmax(-1) == targets))
         loss = HeadLoss.apply(x, self.head.weight, targets, weights / len(batch), self.config.vocab_size)
         if seen is not None:
-            loss = loss + WORDS_WEIGHT * self.seen_words_loss(batch, seen).sum() / len(batch)
+            loss = loss + SEEN_WEIGHT * self.seen_words_loss(batch, seen).sum() / len(batch)
         if heard is not None:
-            loss = loss + WORDS_WEIGHT * self.heard_words_loss(batch, heard).sum() / len(batch)
+            loss = loss + HEARD_WEIGHT * self.heard_words_loss(batch, heard).sum() / len(batch)
         return loss
 
     def seen_words_loss(self, batch: Batch, seen: Tensor) -> Tensor:
