@@ -123,8 +123,8 @@ class MultimodalGPT(GPT):
         self, idx: Tensor | Batch, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
     ) -> Tensor:
         """The loss of a batch in nats: the mean over its rows of each one's weighted cross-entropy, and how badly the vectors of what is seen
-        and heard fit the known words, times `SEEN_WEIGHT` and `HEARD_WEIGHT`. With the reduction `none`, (2, n): each target's loss, and whether it was the
-        likeliest token. Called with plain ids it is `GPT.forward`."""
+        and heard fit the known words, times `SEEN_WEIGHT` and `HEARD_WEIGHT`. With the reduction `none`, (2, n): each target's loss, and
+        whether it was the likeliest token. Called with plain ids it is `GPT.forward`."""
         if not isinstance(idx, Batch):
             return super().forward(idx, targets, cache, reduction)
         batch = idx
