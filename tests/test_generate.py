@@ -289,8 +289,12 @@ def test_on_a_terminal_it_asks_for_prompts_until_it_is_told_to_end(saved, goodby
 def test_ctrl_c_ends_it_without_a_traceback(saved):
     terminal = Terminal("--checkpoint", saved)
     terminal.wait_for("> ")
-    time.sleep(1)  # a signal between the question and the reading would wait for the next key
+    time.sleep(1)
     os.kill(terminal.process.pid, 2)
+    try:
+        terminal.process.wait(10)
+    except subprocess.TimeoutExpired:  # a signal between the question and the reading waits for the next key
+        terminal.type(b"\n")
     code, told = terminal.end()
     assert code == 130
     assert "Traceback" not in told
