@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -315,6 +316,24 @@ def test_pointing_at_a_token_shows_its_probabilities(page, address):
     assert bar == pytest.approx(math.exp(token["top"][0]["logprob"]), abs=0.05)
     page.hover(page.one(".brand"))
     page.wait(lambda: not page.visible("#inspector"))
+
+
+def test_text_that_moves_beneath_a_resting_mouse_is_not_pointed_at(page):
+    page = page()
+    write(page)
+    word = span(page, "w")
+    page.hover(page.one(".prose .yours"))
+    page.js("""
+        const [word, resting] = [arguments[0], document.querySelector('.prose .yours')].map((each) => each.getBoundingClientRect());
+        const centre = (box) => [box.x + box.width / 2, box.y + box.height / 2];
+        const [x, y] = centre(resting).map((at, n) => at - centre(word)[n]);
+        document.querySelector('.prose').style.translate = `${x}px ${y}px`;
+    """, word)
+    time.sleep(0.5)
+    assert page.js("return arguments[0].matches(':hover')", word), "it did not move there"
+    assert not page.visible("#inspector")
+    page.hover(span(page, "a"))
+    page.wait("#inspector")
 
 
 def test_the_keyboard_walks_through_the_tokens_and_takes_one(page):

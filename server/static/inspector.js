@@ -19,7 +19,9 @@ export class Inspector {
     this.at = null; // {view, index, token}
     this.pinned = false;
     this.timer = 0;
-    document.addEventListener("pointerover", (event) => this.over(event));
+    this.under = null; // what the mouse points at
+    document.addEventListener("pointermove", (event) => this.over(event)); // no pointerover: text that moves beneath a resting mouse has it too
+    document.addEventListener("pointerout", () => (this.under = null));
     document.addEventListener("click", (event) => this.click(event));
     document.addEventListener("focusin", (event) => this.focus(event));
     document.addEventListener("keydown", (event) => this.key(event));
@@ -28,7 +30,8 @@ export class Inspector {
   }
 
   over(event) {
-    if (event.pointerType !== "mouse") return;
+    if (event.pointerType !== "mouse" || event.target === this.under) return;
+    this.under = event.target;
     const element = spanOf(event.target);
     clearTimeout(this.timer);
     if (element && !this.pinned) this.timer = setTimeout(() => this.show(element, { x: event.clientX, y: event.clientY }), REST);
