@@ -63,6 +63,8 @@ class ModelConfig:
     block_size: int = setting(512, "the context: how many tokens the model sees at once")
     dropout: float = setting(0.0, "share of activations dropped in training, 0 to 1")
     word_dropout: float = setting(0.0, "share of tokens hidden in training from what goes on with them, 0 to 1")
+    ngrams: int = setting(0, "longest run of tokens with an embedding of its own, 2 to 8; 0 is none. For texts read once or twice")
+    ngram_rows: int = setting(16384, "rows of the table that all such runs share, by their hashes")
     tied_head: bool = setting(True, "the output head shares the token embedding's matrix")
     rope_theta: float = setting(10000.0, "base of the rotary positions (modern only)")
     norm_eps: float = setting(0.0, "epsilon of the norms; 0 means 1e-5 (classic), 1e-6 (modern)")
@@ -79,7 +81,7 @@ class ModelConfig:
         limits = {
             "vocab_size": (0, 2**24), "n_layer": (1, 1000), "n_head": (1, 2**12), "n_kv_head": (0, 2**12), "n_embd": (1, 2**17),
             "head_dim": (0, 2**12), "n_inner": (0, 2**20), "block_size": (1, 2**24), "rope_theta": (1, 1e12), "norm_eps": (0, 1),
-            "embedding_std": (0, 10),
+            "embedding_std": (0, 10), "ngrams": (0, 8), "ngram_rows": (1, 2**26),
         }  # fmt: skip
         check_limits(self, limits)
         if self.architecture not in ("classic", "modern"):
@@ -105,6 +107,8 @@ class ModelConfig:
             )
         if not modern and (self.n_kv_head != self.n_head or self.head_dim * self.n_head != self.n_embd):
             raise UserError("n_kv_head and head_dim belong to --architecture modern; leave them at 0 for classic.")
+        if self.ngrams == 1:
+            raise UserError("ngrams is 1, but single tokens have their embeddings already: pass --ngrams 2 or more, or 0 for none.")
         for name in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it is a share from 0 up to, but not including, 1.")
@@ -132,6 +136,8 @@ class MediaModelConfig(ModelConfig):
             raise UserError(f"modalities has {min(strangers)!r}; pass --modalities image, audio or image,audio.")
         if self.image_size & (self.image_size - 1):
             raise UserError(f"image_size is {self.image_size}; pass --image_size 16, 32, 64, 128, 256 or 512.")
+        if self.ngrams:
+            raise UserError(f"ngrams is {self.ngrams}, which is for text alone: pass --ngrams 0 with --modalities {self.modalities}.")
 
     @property
     def kinds(self) -> tuple[str, ...]:

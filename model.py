@@ -14,6 +14,7 @@ import contextlib
 import functools
 import math
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -25,13 +26,16 @@ from torch.utils.checkpoint import checkpoint
 from config import ModelConfig, UserError
 
 IGNORE = -100  # a target that is not scored
+NONE = -1  # in place of the tokens before the first
+NGRAM_SCALE = 0.1  # of the embeddings of runs, which AdamW moves as fast as those of tokens, though each comes more rarely
+HASH_FACTOR, HASH_PRIME = 1_000_003, 2**31 - 1
 PAD_TO = 64  # the vocabulary's rows are padded to a multiple of this: matrix units like round sizes
 
 
 class KVCache:
     """The keys and values of what was read so far, so that the next token costs one token's work.
 
-    `k` and `v` hold (n_layer, B, n_kv_head, max_len, D); `length` counts the tokens in it. The model asks a cache for no more
+    `k` and `v` hold (n_layer, B, n_kv_head, max_len, D), `ids` the tokens, (B, max_len); `length` counts them. The model asks a cache for no more
     than the methods below, `length` and the dtype of `k`; `inference/kv_cache.py` has another one, in which every row has a length of its own.
     """
 
@@ -46,6 +50,7 @@ class KVCache:
         shape = (config.n_layer, batch, config.n_kv_head, max_len or config.block_size, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.ids = torch.zeros(batch, shape[3], device=device, dtype=torch.long)
         self.length = 0
 
     def places(self, T: int) -> slice | Tensor:
@@ -55,6 +60,13 @@ class KVCache:
     def mask(self, T: int) -> Tensor | None:
         """What each of the next T tokens may look at, or None where plain causal attention says it."""
         return causal_mask(self.length, T, self.k.device) if self.length and T > 1 else None
+
+    def follow(self, idx: Tensor, before: int) -> Tensor:
+        """Writes the next ids (B, T), returns them behind as many of those before them, (B, before + T), NONE where a text begins."""
+        end = self.length + idx.size(1)
+        self.ids[:, self.length : end] = idx
+        first = max(0, self.length - before)
+        return F.pad(self.ids[:, first:end], (before - (self.length - first), 0), value=NONE)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new keys and values (B, H, T, D), returns all of that layer's so far (B, H, S, D)."""
@@ -232,6 +244,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(rows, config.n_embd)
         self.head = self.wte if config.tied_head else nn.Linear(config.n_embd, rows, bias=False)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.architecture == "classic" else None
+        self.ngrams = nn.Embedding(config.ngram_rows, config.n_embd) if config.ngrams else None
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = (nn.LayerNorm if self.wpe else RMSNorm)(config.n_embd, eps=config.norm_eps)
@@ -258,6 +271,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.embedding_std if module is self.wte else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if self.ngrams is not None:
+            nn.init.zeros_(self.ngrams.weight)
         for block in self.blocks:
             for matrix in block.output_projections():
                 nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if self.wpe else 0.0)
@@ -303,9 +318,25 @@ class GPT(nn.Module):
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} tokens do not fit the block_size of {self.config.block_size}")
         run = self.trunk if self.training else self.run_blocks
-        x = run(self.drop_words(self.wte(idx) if x is None else x), cache)
+        x = run(self.drop_words(self.embed(idx, cache) if x is None else x), cache)
         if cache is not None:
             cache.advance(idx.size(1))
+        return x
+
+    def embed(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The embeddings of tokens, and of the runs of tokens that end at each: (B, T) to (B, T, C).
+
+        What a token means hangs on its neighbours. Looking that up costs next to nothing, where a block would have to be learned that
+        finds it out (Huang et al. 2025, arXiv:2501.16975, section 3). There are too many runs for a row each, so those of one hash
+        share one.
+        """
+        x = self.wte(idx)
+        if self.ngrams is None:
+            return x
+        before = self.config.ngrams - 1
+        ids = cache.follow(idx, before) if cache else F.pad(idx, (before, 0), value=NONE)  # (B, before + T)
+        for rows in run_hashes(ids, self.config.ngrams, self.config.ngram_rows):
+            x = x + NGRAM_SCALE * self.ngrams(rows)
         return x
 
     def drop_words(self, x: Tensor) -> Tensor:
@@ -348,6 +379,15 @@ class GPT(nn.Module):
         if self.config.tied_head:
             total -= self.config.vocab_size * self.config.n_embd  # the state dict names that matrix twice
         return total
+
+
+def run_hashes(ids: Tensor, longest: int, rows: int) -> Iterator[Tensor]:
+    """For each length from 2 to `longest` a hash, 0 to `rows` - 1, of the runs that end at each token: (B, longest - 1 + T) to (B, T)."""
+    T = ids.size(1) - longest + 1
+    key = ids[:, -T:] + 1
+    for back in range(1, longest):
+        key = (key * HASH_FACTOR + ids[:, longest - 1 - back : longest - 1 - back + T] + 1) % HASH_PRIME
+        yield (key * HASH_FACTOR >> 20) % rows
 
 
 def flops_per_token(config: ModelConfig) -> float:

@@ -9,17 +9,24 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig, UserError
-from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token, rms_norm
+from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token, rms_norm, run_hashes
 
 TINY = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
 
 
-@pytest.fixture(params=["classic", "modern", "grouped"])
+SHAPES = {
+    "classic": {"architecture": "classic"},
+    "modern": {"architecture": "modern"},
+    "grouped": {"architecture": "modern", "n_kv_head": 2},
+    "runs": {"architecture": "classic", "ngrams": 3, "ngram_rows": 1000},
+}
+
+
+@pytest.fixture(params=SHAPES)
 def model(request) -> GPT:
     """A tiny model with weights far from their gentle start, so that mistakes show."""
     torch.manual_seed(0)
-    kind = "modern" if request.param == "grouped" else request.param
-    model = GPT(ModelConfig(architecture=kind, n_kv_head=2 if request.param == "grouped" else 0, **TINY))
+    model = GPT(ModelConfig(**SHAPES[request.param], **TINY))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -184,6 +191,31 @@ def test_hidden_words_are_read_as_nothing_and_only_in_training():
     assert abs(left.mean().item() - 0.75) < 0.03  # four deviations of 3,200 coins
 
 
+@torch.no_grad()
+def test_runs_of_tokens_are_looked_up_by_what_they_are():
+    """What is added to a token's embedding hangs on the run that ends there, as far as `ngrams` goes, and on nothing before it."""
+    model = GPT(ModelConfig(**SHAPES["runs"], **TINY))
+    assert torch.equal(model.embed(ids(2, 24)), model.wte(ids(2, 24))), "it starts as if it were not there"
+    model.ngrams.weight.normal_()
+    once = torch.tensor([[5, 6, 7, 8, 1, 6, 7, 8, 2, 6, 7]])
+    added = model.embed(once) - model.wte(once)  # (1, T, C)
+    torch.testing.assert_close(added[0, 7], added[0, 3])
+    assert not torch.allclose(added[0, 2], added[0, 6]), "5 6 7 is not 1 6 7"
+    assert not torch.allclose(added[0, 5], added[0, 9]), "1 6 is not 2 6"
+    hashes = torch.stack(list(run_hashes(once, 3, 1000)))  # (lengths, 1, T), two of them with nothing before
+    assert len(set(hashes[0, 0].tolist())) == len({(6, 7), (7, 8), (8, 1), (1, 6), (8, 2), (2, 6)})
+
+
+@torch.no_grad()
+def test_runs_of_tokens_are_spread_over_the_table():
+    """Of as many runs as rows, a table without favourites holds 1 - 1/e in rows of their own or shared."""
+    rows = 2**14
+    tokens = torch.arange(rows + 1)[None]
+    [found] = run_hashes(tokens, 2, rows)
+    assert found.numel() == rows and found.min() >= 0 and found.max() < rows
+    assert 0.55 * rows < found.unique().numel()
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
@@ -193,6 +225,8 @@ def test_hidden_words_are_read_as_nothing_and_only_in_training():
         ({"n_head": 6, "n_embd": 36, "n_kv_head": 2}, "modern"),
         ({"dropout": 1.0}, "dropout"),
         ({"word_dropout": -0.1}, "word_dropout is -0.1"),
+        ({"ngrams": 1}, "--ngrams 2"),
+        ({"ngrams": 9}, "ngrams is 9"),
         ({"architecture": "bert"}, "--architecture"),
     ],
 )

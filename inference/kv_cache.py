@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config import ModelConfig
 from inference.weights import race
-from model import KVCache
+from model import NONE, KVCache
 
 ROUND = 64  # many rows look at a multiple of this many places: fewer shapes, aligned reads
 
@@ -34,17 +34,17 @@ def cache_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 
 class Slots:
-    """Room for `count` texts: `k` and `v` are (n_layer, count, n_kv_head, block_size, D)."""
+    """Room for `count` texts: `k` and `v` are (n_layer, count, n_kv_head, block_size, D), `ids` (count, block_size)."""
 
     def __init__(self, config: ModelConfig, count: int, device: torch.device | str, dtype: torch.dtype):
         memory = KVCache(config, count, device=device, dtype=dtype)
-        self.k, self.v = memory.k, memory.v
+        self.k, self.v, self.ids = memory.k, memory.v, memory.ids
         self.bytes, self.bytes_per_place = 2 * self.k.nbytes, 2 * self.k[:, 0, :, 0].nbytes
 
     def swap(self, a: int, b: int, places: int) -> None:
         """Exchanges the first places of two slots."""
-        for memory in (self.k, self.v):
-            one, other = memory[:, a, :, :places], memory[:, b, :, :places]  # (n_layer, Hk, places, D)
+        for memory in (self.k.transpose(2, 3), self.v.transpose(2, 3), self.ids[None]):
+            one, other = memory[:, a, :places], memory[:, b, :places]  # (n_layer, places, Hk, D), and (1, places)
             kept = one.clone()
             one.copy_(other)
             other.copy_(kept)
@@ -55,6 +55,7 @@ class OneRow(KVCache):
 
     def __init__(self, slots: Slots, slot: int, length: int):
         self.k, self.v = slots.k[:, slot : slot + 1], slots.v[:, slot : slot + 1]  # (n_layer, 1, Hk, block_size, D)
+        self.ids = slots.ids[slot : slot + 1]  # (1, block_size)
         self.length = length
 
 
@@ -63,7 +64,7 @@ class ManyRows:
     their end."""
 
     def __init__(self, slots: Slots, rows: list[int], lengths: list[int]):
-        self.k, self.v = slots.k, slots.v
+        self.k, self.v, self.ids = slots.k, slots.v, slots.ids
         self.length = max(lengths)
         self.span = min(-(-(self.length + 1) // ROUND) * ROUND, slots.k.size(3))
         device = slots.k.device
@@ -79,6 +80,11 @@ class ManyRows:
     def mask(self, T: int) -> Tensor:
         within = torch.arange(self.span, device=self.ends.device) <= self.ends[:, None]  # (B, S)
         return within[:, None, None]  # (B, 1, 1, S)
+
+    def follow(self, idx: Tensor, before: int) -> Tensor:
+        self.ids[self.rows, self.ends] = idx[:, 0]
+        at = self.ends[:, None] + torch.arange(-before, 1, device=self.ends.device)  # (B, before + 1)
+        return self.ids[self.rows[:, None], at.clamp(min=0)].masked_fill(at < 0, NONE)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.k[layer], self.v[layer]

@@ -30,6 +30,7 @@ SHAPES = {
     "modern": {"architecture": "modern"},
     "grouped heads": {"architecture": "modern", "n_kv_head": 2},
     "one key head": {"architecture": "modern", "n_kv_head": 1},
+    "runs of tokens": {"architecture": "modern", "ngrams": 4, "ngram_rows": 97},
 }
 LONG = 10**6  # tokens that no test waits for
 
@@ -154,9 +155,9 @@ def test_a_text_that_begins_with_tokens_of_its_own_goes_on_as_it_did(tiny_model,
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
-@pytest.mark.parametrize("architecture", ["classic", "modern"])
-def test_a_prompt_read_in_chunks_is_as_one_read_at_once(tiny_model, chunk, architecture):
-    model, prompt = tiny_model(architecture=architecture), noise(random.Random(chunk), 29)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_prompt_read_in_chunks_is_as_one_read_at_once(tiny_model, chunk, shape):
+    model, prompt = tiny_model(**shape), noise(random.Random(chunk), 29)
     whole, parts = (Asked(prompt, logprobs=3, prompt_logprobs=True, max_new_tokens=20, seed=1) for _ in range(2))
     run(Engine(model, BYTES), whole)
     engine = Engine(model, BYTES)
@@ -167,10 +168,10 @@ def test_a_prompt_read_in_chunks_is_as_one_read_at_once(tiny_model, chunk, archi
         assert (a.id, a.logprob) == (b.id, pytest.approx(b.logprob, abs=1e-4))
 
 
-@pytest.mark.parametrize("architecture", ["classic", "modern"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_text_does_not_depend_on_its_neighbours(tiny_model, architecture, temperature):
-    model = tiny_model(architecture=architecture)
+def test_a_text_does_not_depend_on_its_neighbours(tiny_model, shape, temperature):
+    model = tiny_model(**shape)
     same = {"max_new_tokens": 50, "temperature": temperature, "repetition_penalty": 1.1, "top_p": 0.95}
     each = [Settings(seed=seed, **same) for seed in (1, 2, 3)]
     together = texts(model, BYTES, [256, 65], each)

@@ -108,6 +108,12 @@ def logits_of(folder: Path, idx: torch.Tensor) -> torch.Tensor:
         return model(idx).logits
 
 
+def test_runs_of_tokens_are_known_to_no_other_program(tmp_path, tiny_model):
+    saved = save_ours(tmp_path / "best_model.pt", tiny_model(ngrams=3), ByteTokenizer())
+    with pytest.raises(UserError, match="--ngrams 0"):
+        export.load_text_model(saved)
+
+
 # ---- theirs to ours
 
 

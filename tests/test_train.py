@@ -96,7 +96,7 @@ def test_a_resumed_run_is_the_straight_run_to_the_last_bit(tmp_path, mix, at):
 def test_a_resumed_text_run_is_the_straight_run(tmp_path, monkeypatch, architecture, tokenizer):
     """The real command line, in the middle of an epoch."""
     how = {"architecture": architecture, "dropout": 0.1, "word_dropout": 0.1, "ema": 0.9, "optimizer": "muon", "max_iters": 24}
-    how |= {"tokenizer": tokenizer, "micro_batch_size": 2}
+    how |= {"tokenizer": tokenizer, "micro_batch_size": 2, "ngrams": 3, "ngram_rows": 500}
     assert main_here(tmp_path, monkeypatch, *small_run(tmp_path, "a", **how)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(train, "Trainer", lambda *args: stop_at(Trainer(*args), 13))

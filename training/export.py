@@ -580,13 +580,18 @@ def load_text_model(path: Path | str) -> tuple[GPT, Tokenizer, dict]:
     """What `checkpoint.load_model` gives, of a model that other programs know.
 
     Raises:
-        UserError: for a model that sees or hears.
+        UserError: for a model that sees or hears, or has embeddings for runs of tokens.
     """
     content = checkpoint.load(checkpoint.resolve(path))
     if content["config"]["kind"] != GPT.kind:
         raise UserError(
             f"{path} holds a model that takes {content['config'].get('modalities', 'more than text')}: no other program knows its encoders. "
             "Export a model of text, or serve this one with make serve."
+        )
+    if content["config"].get("ngrams"):
+        raise UserError(
+            f"{path} holds a model that was trained with --ngrams {content['config']['ngrams']}: no other program knows such embeddings. "
+            "Train with --ngrams 0 to export, or serve this one with make serve."
         )
     return checkpoint.load_model(path)
 
