@@ -542,7 +542,8 @@ def test_an_encoder_begins_as_loud_as_the_words_it_comes_to():
     ("changes", "word"),
     [
         ({"modalities": "smell"}, "smell"), ({"freeze": "nose"}, "nose"), ({"freeze": "gpt,image,audio"}, "nothing to train"),
-        ({"mix": "rows=2"}, "rows"), ({"image_size": 33}, "image_size"), ({"ngrams": 2}, "--ngrams 0"), ({"data": "captions", "modalities": "audio"}, "captions"),
+        ({"mix": "rows=2"}, "rows"), ({"image_size": 33}, "image_size"), ({"ngrams": 2}, "--ngrams 0"),
+        ({"data": "captions", "modalities": "audio"}, "captions"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"), ({"block_size": 8}, "block_size"),
     ],
 )  # fmt: skip
