@@ -180,9 +180,10 @@ class Browser:
 
     def leave(self) -> None:
         """Away from the page, which must have behaved: no error on its console, and nobody asked but its own server."""
+        noted = self.complaints()
+        self.driver.get("about:blank")  # so that it asks no more, and what it asked until now is none of the next page's
         self.requests()
-        noted, strangers = self.complaints(), self.asked - self.own
-        self.driver.get("about:blank")  # so that it asks no more
+        strangers = self.asked - self.own
         self.forget()
         self.own, self.asked = set(), set()
         assert not noted and not strangers, f"on the console: {noted}; asked as well: {strangers}"
