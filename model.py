@@ -335,9 +335,8 @@ class GPT(nn.Module):
             return x
         before = self.config.ngrams - 1
         ids = cache.follow(idx, before) if cache else F.pad(idx, (before, 0), value=NONE)  # (B, before + T)
-        for rows in run_hashes(ids, self.config.ngrams, self.config.ngram_rows):
-            x = x + NGRAM_SCALE * self.ngrams(rows)
-        return x
+        runs = run_hashes(ids, self.config.ngrams, self.config.ngram_rows)
+        return x + NGRAM_SCALE * sum(map(self.ngrams, runs))
 
     def drop_words(self, x: Tensor) -> Tensor:
         """Word dropout (Bowman et al. 2016, arXiv:1511.06349, section 3.1): in training some tokens are zeroed, so that what follows is
@@ -383,10 +382,10 @@ class GPT(nn.Module):
 
 def run_hashes(ids: Tensor, longest: int, rows: int) -> Iterator[Tensor]:
     """For each length from 2 to `longest` a hash, 0 to `rows` - 1, of the runs that end at each token: (B, longest - 1 + T) to (B, T)."""
-    T = ids.size(1) - longest + 1
-    key = ids[:, -T:] + 1
-    for back in range(1, longest):
-        key = (key * HASH_FACTOR + ids[:, longest - 1 - back : longest - 1 - back + T] + 1) % HASH_PRIME
+    run = ids.unfold(1, longest, 1).flip(-1) + 1  # (B, T, longest): a token, then those before it, 0 for NONE
+    key = run[..., 0]
+    for before in run[..., 1:].unbind(-1):
+        key = (key * HASH_FACTOR + before) % HASH_PRIME
         yield (key * HASH_FACTOR >> 20) % rows
 
 

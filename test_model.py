@@ -208,7 +208,7 @@ def test_runs_of_tokens_are_looked_up_by_what_they_are():
 
 @torch.no_grad()
 def test_runs_of_tokens_are_spread_over_the_table():
-    """Of as many runs as rows, a table without favourites holds 1 - 1/e in rows of their own or shared."""
+    """As many runs as there are rows fill 1 - 1/e of a table without favourites."""
     rows = 2**14
     tokens = torch.arange(rows + 1)[None]
     [found] = run_hashes(tokens, 2, rows)
