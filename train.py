@@ -377,7 +377,7 @@ class Trainer:
             self.average.swap()
         score = self.task.evaluate(self.model, self.evaluation_limit(), self.autocast())
         state = self.progress
-        self.log.event("evaluation", step=state.step, **asdict(score))
+        self.log.event("evaluation", step=state.step, **score.figures())
         better = math.isfinite(score.loss) and score.loss < state.best
         if better:
             first = state.best_step < 0
@@ -552,8 +552,9 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 
 
 def final_score(trainer: Trainer) -> Score:
-    """Scores the last weights completely, and the best so far where they may be better; the better are kept as the best. Of a timed run
-    on a text with much to validate on, a part is scored, of windows that are spread evenly."""
+    """Scores the last weights completely, and the best so far where they may be better. The last are kept as the best unless the others are
+    clearly better: what was chosen for the lowest of many scores owes it in part to chance, and the last steps, at small rates, do more than
+    a score of few rows can tell. Of a timed run on a text with much to validate on, a part is scored, of windows that are spread evenly."""
     state, model, limit = trainer.progress, trainer.model, trainer.final_limit()
     if limit:
         n_tokens = trainer.task.evaluation_tokens()
@@ -563,14 +564,14 @@ def final_score(trainer: Trainer) -> Score:
     if trainer.average:
         trainer.average.swap()
     score = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
-    trainer.log.event("evaluation", step=state.step, **asdict(score))
+    trainer.log.event("evaluation", step=state.step, **score.figures())
     part = trainer.evaluation_limit()  # by which the best so far was found
     here = trainer.task.evaluate(model, limit=part, autocast=trainer.autocast()) if part else score
     if not here.loss <= state.best and (held := trainer.files.best()):  # also where the last loss is NaN
         last = {name: weight.clone() for name, weight in weights(model).items()}
         set_weights(model, held)
         best = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
-        if not score.loss < best.loss:
+        if score.clearly_worse_than(best):
             return best
         set_weights(model, last)
     if math.isfinite(score.loss):

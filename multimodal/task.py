@@ -136,18 +136,20 @@ class MediaTask:
             for number, name in enumerate(names)
             if (part == number).any()
         }
-        counted = {name: self.corpus.shares.get(name, 0) for name in found if not is_held_out(name)}
-        loss = sum(share * found[name]["loss"] for name, share in counted.items())
-        total = sum(counted.values())
+        shares = np.array([0 if is_held_out(name) else self.corpus.shares.get(name, 0) for name in names])
+        counts = np.bincount(part, minlength=len(names))
+        terms = means * (shares / np.maximum(counts, 1))[part]  # (n,)
+        total = shares[counts > 0].sum()
         if text:
             found[STORIES] = {"loss": text.loss}
-            loss, total = loss + self.corpus.shares[STORIES] * text.loss, total + self.corpus.shares[STORIES]
+            terms, total = np.append(terms, self.corpus.shares[STORIES] * text.terms), total + self.corpus.shares[STORIES]
         se = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
-        loss = loss / total if total else float(means.mean())
+        terms = terms / total if total else means / len(means)
+        loss = math.fsum(terms)
         bpb, bpb_se = (text.bpb, text.bpb_se) if text else ratio(nats / math.log(2), n_bytes)
         return MediaScore(
             loss=loss, loss_se=se, perplexity=math.exp(min(loss, 700)), bpb=bpb, bpb_se=bpb_se, parts=found,
-            tokens=int(tokens.sum()) + (text.tokens if text else 0), bytes=text.bytes if text else int(n_bytes.sum()),
+            tokens=int(tokens.sum()) + (text.tokens if text else 0), bytes=text.bytes if text else int(n_bytes.sum()), terms=terms,
         )  # fmt: skip
 
     # ---- what is shown

@@ -29,6 +29,7 @@ from tests.runs import (
 )
 from train import Diverged, fit, verify_resume
 from training import runlog
+from training.evaluate import Score, score
 from training.text import TextTask
 
 NAN = math.nan
@@ -500,6 +501,30 @@ def test_where_the_whole_text_tells_otherwise_the_last_weights_win(tmp_path):
     assert (summary["val_loss"], summary["best_step"]) == (1.0, 30)
     assert best["provenance"]["step"] == 30
     assert equal(best["model"], last(tmp_path)["model"])
+
+
+def row_by_row(*losses: float) -> Score:
+    """The score of so many rows of one token."""
+    return score([(loss, 1, 1) for loss in losses])
+
+
+def test_a_best_that_is_so_by_chance_gives_way_to_the_last_weights(tmp_path):
+    """The best so far has a lower loss, for which a single row of four is to blame."""
+    before, after = row_by_row(1.0, 1.0, 1.0, 1.0), row_by_row(0.9, 0.9, 0.9, 1.5)
+    summary = ended(line_trainer(tmp_path, LineTask(scores=[before, after, before]), max_iters=20))
+    assert (summary["best_step"], summary["val_loss"]) == (20, pytest.approx(1.05))
+    assert equal(checkpoint.load(tmp_path / "out/a/best_model.pt")["model"], last(tmp_path)["model"])
+
+
+def test_a_best_that_is_better_row_by_row_stays_however_noisy_the_rows(tmp_path):
+    before, after = row_by_row(0.1, 9.0, 0.2, 5.0), row_by_row(0.2, 9.1, 0.3, 5.1)
+    summary = ended(line_trainer(tmp_path, LineTask(scores=[before, after, before]), max_iters=20))
+    assert (summary["best_step"], summary["val_loss"]) == (10, pytest.approx(3.575))
+
+
+def test_a_loss_that_is_no_number_is_clearly_worse():
+    assert row_by_row(1.0, NAN).clearly_worse_than(row_by_row(9.0, 9.0))
+    assert not row_by_row(1.0, 2.0).clearly_worse_than(row_by_row(1.0, 2.0))
 
 
 def test_the_moving_average_is_what_is_scored_and_kept(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class Score:
     Attributes:
         loss: nats per token.
         bpb: bits per byte of text, the one figure that compares across tokenizers.
+        terms: what each window adds to the loss, (n,).
     """
 
     loss: float
@@ -31,10 +33,20 @@ class Score:
     bpb_se: float
     tokens: int
     bytes: int
+    terms: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False, repr=False, kw_only=True)
 
     def brief(self) -> str:
         """What a progress bar says of it beside the loss."""
         return ""
+
+    def figures(self) -> dict[str, Any]:
+        """What a log keeps of it."""
+        return {name: value for name, value in vars(self).items() if name != "terms"}
+
+    def clearly_worse_than(self, other: Score) -> bool:
+        """Whether the loss is higher by more than the standard error of the difference, window by window: what is hard for one model is
+        hard for the other too, so that their difference is surer than either loss. A loss that is no number is worse than any."""
+        return not self.loss - other.loss <= math.sqrt(np.square(self.terms - other.terms).sum())
 
 
 @torch.no_grad()
@@ -74,7 +86,8 @@ def score(rows: list[tuple[float, int, int]]) -> Score:
     nats, tokens, n_bytes = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     loss, loss_se = ratio(nats, tokens)
     bpb, bpb_se = ratio(nats / math.log(2), n_bytes)
-    return Score(loss, loss_se, math.exp(min(loss, 700)), bpb, bpb_se, round(tokens.sum()), round(n_bytes.sum()))
+    terms = nats / max(tokens.sum(), 1)
+    return Score(loss, loss_se, math.exp(min(loss, 700)), bpb, bpb_se, round(tokens.sum()), round(n_bytes.sum()), terms=terms)
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
