@@ -63,7 +63,7 @@ class ModelConfig:
     block_size: int = setting(512, "the context: how many tokens the model sees at once")
     dropout: float = setting(0.0, "share of activations dropped in training, 0 to 1")
     word_dropout: float = setting(0.0, "share of tokens hidden in training from what goes on with them, 0 to 1")
-    ngrams: int = setting(0, "longest run of tokens with an embedding of its own, 2 to 8; 0 is none. For texts read once or twice")
+    ngrams: int = setting(0, "longest run of tokens with an embedding of its own, 2 to 8; 0 is none. For texts read a few times")
     ngram_rows: int = setting(16384, "rows of the table that all such runs share, by their hashes")
     tied_head: bool = setting(True, "the output head shares the token embedding's matrix")
     rope_theta: float = setting(10000.0, "base of the rotary positions (modern only)")

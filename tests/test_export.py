@@ -340,7 +340,7 @@ def without_some_bytes(theirs: dict) -> None:
 
 
 def that_panics(theirs: dict) -> None:
-    theirs["truncation"] = {"max_length": 1, "stride": 5, "strategy": "LongestFirst", "direction": "Right"}
+    theirs["model"]["continuing_subword_prefix"] = "é"
 
 
 def with_mixed_ids(theirs: dict) -> None:
@@ -366,6 +366,23 @@ def test_a_tokenizer_of_no_use_is_refused_with_a_true_way_out(tmp_path, bpe, dam
     with pytest.raises(UserError, match=rf"{tmp_path.name}.*{told}") as caught:
         our_tokenizer(tmp_path, 300 if damage == "too large" else bpe.vocab_size)
     assert "--tokenizer_from" not in str(caught.value)
+
+
+def test_rows_cut_and_filled_in_training_do_not_keep_a_tokenizer_from_being_read(tmp_path, bpe):
+    theirs = their_tokenizer(bpe)
+    theirs.enable_truncation(8)
+    theirs.enable_padding(length=8)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert our_tokenizer(tmp_path, bpe.vocab_size).encode("a text" * 9).tolist() == bpe.encode("a text" * 9).tolist()
+
+
+def test_a_model_that_is_no_longer_made_of_numbers_is_not_exported(tmp_path, tiny_model):
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.blocks.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite.*earlier checkpoint"):
+        write_folder(save_ours(tmp_path / "a.pt", model, ByteTokenizer()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- letters beyond ASCII
@@ -733,12 +750,14 @@ def test_an_added_token_that_the_model_has_no_row_for_is_left_out(tmp_path, bpe)
     assert our_tokenizer(tmp_path, bpe.vocab_size + 1).controls["[PAD]"] == bpe.vocab_size
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer_config.json, several"])
 def test_a_chat_template_comes_along(tmp_path, tiny_model, name):
     folder, template = tmp_path / "out", "{{ messages[0].content }}"
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": template}]
+    name, _, several = name.partition(", ")
     write_folder(save_ours(tmp_path / "a.pt", tiny_model(), ByteTokenizer()), folder)
     assert "chat_template" not in read_folder(folder)["provenance"]
-    (folder / name).write_text(template if name.endswith("jinja") else json.dumps({"chat_template": template}))
+    (folder / name).write_text(template if name.endswith("jinja") else json.dumps({"chat_template": named if several else template}))
     assert read_folder(folder)["provenance"]["chat_template"] == template
 
 
