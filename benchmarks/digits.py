@@ -1,11 +1,13 @@
 """Real recordings and photographs of digits: how well a model trained on them for minutes names those it never met.
 
-    python -m benchmarks.digits [--spoken FOLDER] [--signs FOLDER] [--time 10m] [--fold_time 3m] [--only spoken,folds,signs]
+    python -m benchmarks.digits [--spoken FOLDER] [--signs FOLDER] [--time 3m] [--ears_time 6m] [--only spoken,folds,signs]
 
 FOLDERs are by default those under LLM_TEST_DATA. `spoken` holds out the recordings numbered 5 to 9 of every speaker and digit, `folds`
 one speaker after the other, `signs` a block of file numbers (neighbours are one signer's). Each is one call of `train_cli.py` on rows
-written for it. Its last weights are judged, by generation: an answer counts when it is the word. (Its best are chosen by the rows that are
-held out here.) Beside it stand floors on the same split: the nearest neighbour and ridge regression, on 40 log-mels or on pixels.
+written for it. What is spoken goes on from a model that has learned to hear from the embedded speech, trained once before; with
+`--ears_time ""` from nothing. The last weights are judged, by generation: an answer counts when it is the word. (The best are chosen by
+the rows that are held out here.) Beside it stand floors on the same split: the nearest neighbour and ridge regression, on 40 log-mels
+or on pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +42,8 @@ def main() -> None:
     data = os.environ.get("LLM_TEST_DATA", "")
     parser.add_argument("--spoken", default=f"{data}/spoken-digits" if data else "", help="{digit}_{speaker}_{number}.wav")
     parser.add_argument("--signs", default=f"{data}/sign-digits" if data else "", help="{digit}/IMG_{number}.JPG")
-    parser.add_argument("--time", default="10m")
-    parser.add_argument("--fold_time", default="3m", help="of each of the folds")
+    parser.add_argument("--time", default="3m", help="of each run, and of each of the folds")
+    parser.add_argument("--ears_time", default="6m", help="of the run that learns to hear first; empty: there is none")
     parser.add_argument("--only", default=",".join(TASKS), help="some of " + ", ".join(TASKS))
     parser.add_argument("--judge", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,24 +53,25 @@ def main() -> None:
     only = [name.strip() for name in args.only.split(",")]
     if strange := set(only) - set(TASKS):
         parser.error(f"--only names {strange.pop()!r}: there are {', '.join(TASKS)}.")
-    tasks: dict[str, list[tuple[str, str, list[Example], list[Example]]]] = {}
+    tasks: dict[str, list[tuple[str, list[Example], list[Example]]]] = {}
     if "spoken" in only or "folds" in only:
         recordings = spoken(need_path(args.spoken, "--spoken", "the spoken digits"))
-        tasks["spoken"] = [("audio", args.time, *parted(recordings, lambda file: 5 <= int(file.stem.split("_")[2]) <= 9))]
+        tasks["spoken"] = [("audio", *parted(recordings, lambda file: 5 <= int(file.stem.split("_")[2]) <= 9))]
         speakers = sorted({file.stem.split("_")[1] for file, _ in recordings})
-        tasks["folds"] = [
-            ("audio", args.fold_time, *parted(recordings, lambda file, who=who: file.stem.split("_")[1] == who)) for who in speakers
-        ]
+        tasks["folds"] = [("audio", *parted(recordings, lambda file, who=who: file.stem.split("_")[1] == who)) for who in speakers]
     if "signs" in only:
         photographs = signs(need_path(args.signs, "--signs", "the sign digits"))
-        tasks["signs"] = [("image", args.time, *parted(photographs, last_block(photographs)))]
+        tasks["signs"] = [("image", *parted(photographs, last_block(photographs)))]
     rows, found = [], {}
-    for name in only:
-        runs = [one(*task) for task in tasks[name]]
-        found[name] = runs
-        means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-        shares = [f"{100 * means[key]:.1f} %" for key in ("exact", "blank", "shuffled", "nearest", "ridge")]
-        rows.append([name, *shares, f"{means['train']:.0f} / {means['test']:.0f}", f"{means['seconds']:.0f} s"])
+    with tempfile.TemporaryDirectory() as scratch:
+        ears = hearing(Path(scratch), args.ears_time) if args.ears_time and {"spoken", "folds"} & set(only) else {}
+        for name in only:
+            runs = [one(*task, args.time, ears if task[0] == "audio" else {}) for task in tasks[name]]
+            found[name] = runs
+            means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+            shares = [f"{100 * means[key]:.1f} %" for key in ("exact", "blank", "shuffled", "nearest", "ridge")]
+            times = [f"{means[key]:.0f}" for key in ("ears_seconds", "seconds") if means[key]]
+            rows.append([name, *shares, f"{means['train']:.0f} / {means['test']:.0f}", " + ".join(times) + " s"])
     table(["real digits", "exact", "blank", "shuffled", "nearest neighbour", "ridge", "rows", "time"], rows)
     finish("digits", **found)
 
@@ -94,8 +98,14 @@ def parted(examples: list[Example], held_out: Callable[[Path], bool]) -> tuple[l
     return [each for each in examples if not held_out(each[0])], [each for each in examples if held_out(each[0])]
 
 
-def one(kind: str, time: str, train: list[Example], test: list[Example]) -> dict[str, float]:
-    """A run on some examples, and the floors."""
+def hearing(folder: Path, time: str) -> dict[str, Any]:
+    """A model that has heard the embedded speech and nothing else: its file, and the seconds that it took."""
+    ran = trained(folder, "ears", ["--preset", "multimodal", "--modalities", "audio", "--data", "speech", "--time", time])
+    return {"file": folder / "c/ears/best_model.pt", "seconds": ran["seconds"]}
+
+
+def one(kind: str, train: list[Example], test: list[Example], time: str, start: dict[str, Any]) -> dict[str, float]:
+    """A run on some examples, from a model to start from or from nothing, and the floors."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "data").mkdir()
@@ -103,12 +113,13 @@ def one(kind: str, time: str, train: list[Example], test: list[Example]) -> dict
             lines = [json.dumps({kind: str(file.resolve()), "text": word}) for file, word in examples]
             (folder / f"data/{split}.jsonl").write_text("\n".join(lines))
         flags = ["--preset", "multimodal", "--modalities", kind, "--data", str(folder / "data"), "--time", time]
+        flags += ["--init_from", str(start["file"])] if start else []
         data = {"LLM_DATA_DIR": str(folder / "cache")}
         ran = trained(folder, "bench", flags, **data)
         answer = child(["-m", "benchmarks.digits", "--judge", str(folder / "c/bench/last.pt")], **data)["json"]
     return {
         **{name: answer[name] for name in ("exact", "blank", "shuffled")}, **floors(kind, train, test),
-        "train": len(train), "test": len(test), "seconds": ran["seconds"],
+        "train": len(train), "test": len(test), "seconds": ran["seconds"], "ears_seconds": start.get("seconds", 0),
     }  # fmt: skip
 
 

@@ -118,10 +118,10 @@ class Part:
 
 
 PARTS = {
-    "captions": Part(captions, 6000, 1.2, frozenset({"image"})),
-    "relations": Part(relations, 6000, 1.1, frozenset({"image"})),
+    "captions": Part(captions, 6000, 1.0, frozenset({"image"})),
+    "relations": Part(relations, 6000, 0.7, frozenset({"image"})),
     "questions": Part(questions, 8000, 2.7, frozenset({"image"})),
-    "speech": Part(transcripts, 18000, 4.3, frozenset({"audio"}), speech.LONGEST),  # in ten minutes none comes twice, to be learned by heart
+    "speech": Part(transcripts, 18000, 4.9, frozenset({"audio"}), speech.LONGEST),  # in ten minutes hardly one comes twice, to be learned by heart
     "spoken-questions": Part(spoken_questions, 6000, 4, frozenset({"image", "audio"}), speech.LONGEST),
     "silence": Part(silences, 300, 0.2, frozenset({"audio"}), 1.5, holds_back=False),
 }

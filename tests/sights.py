@@ -50,7 +50,7 @@ def sound(seconds: float = 0.2, pitch: float = 440, kind: str = "WAV") -> bytes:
 
 
 def lay_out(folder: Path) -> None:
-    """The files that the documents speak of: a picture, a sound, rows of both, photographs, pictures by class."""
+    """The files that the documents speak of: a picture, a sound, rows of both, photographs, pictures and sounds by class."""
     (folder / "cat.png").write_bytes(picture())
     (folder / "question.wav").write_bytes(sound())
     for number in range(10):
@@ -58,6 +58,10 @@ def lay_out(folder: Path) -> None:
             for file in (folder / f"photos/{animal}_{number}.png", folder / f"animals/{animal}/{number}.png"):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(picture(colour))
+        for digit, pitch in (("six", 300), ("seven", 700)):
+            file = folder / f"digits/{digit}/{number}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sound(pitch=pitch))
     rows = [{"image": "cat.png", "text": "a cat"}, {"audio": "question.wav", "text": "what is it"}] * 10
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
