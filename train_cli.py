@@ -172,12 +172,7 @@ def train_on(ranks, given: dict[str, Any], values: dict[str, Any], config: Train
         model_config = take(shape_of(values), {**values, "vocab_size": corpus.tokenizer.vocab_size})
         plan = ranks.gather(make_plan(model_config, config, ranks, corpus))[0]  # probes differ a little
         held.enter_context(calibrate.attending(plan.attention))
-        if config.fsdp:
-            model = build.make_shards(model_config, config, start, ranks, plan.dtype, fresh=not saved)
-        else:
-            model = build.make_model(model_config, config, start).to(ranks.device)
-        if plan.compile:
-            build.compile_trunk(model, config.fsdp)
+        model = build.model_of_run(model_config, config, start, ranks, plan.dtype, plan.compile, fresh=not saved)
         for line in plan.lines():
             say(line)
         log = runlog.RunLog(log_dir / run, ranks.first, config.progress)

@@ -46,6 +46,25 @@ def start_from(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
     return ranks.broadcast(load) | found
 
 
+def model_of_run(
+    model_config: ModelConfig, config: TrainConfig, start: dict[str, Any] | None, ranks: Ranks, dtype: str, compiled: bool, fresh: bool
+) -> GPT:
+    """The model on its device, in shards where they were asked for.
+
+    Args:
+        start: what `start_from` found.
+        dtype: of the arithmetic.
+        fresh: whether it trains from here; else a checkpoint fills it next.
+    """
+    if config.fsdp:
+        model = make_shards(model_config, config, start, ranks, dtype, fresh)
+    else:
+        model = make_model(model_config, config, start).to(ranks.device)
+    if compiled:
+        compile_trunk(model, config.fsdp)
+    return model
+
+
 def make_model(model_config: ModelConfig, config: TrainConfig, start: dict[str, Any] | None) -> GPT:
     """A fresh model, with the weights of `start` where it brings some."""
     torch.manual_seed(config.seed)
