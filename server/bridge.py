@@ -13,7 +13,8 @@ from typing import Any
 from inference.engine import Engine
 from inference.request import Piece, Request, Settings
 
-PACE = 0.03  # seconds between two pieces of a text: smooth to the eye, and a fraction of the work of one piece a token
+PACE, SLOWEST = 0.03, 0.1  # seconds between two pieces of a text: smooth to the eye, and a fraction of the work of one piece a token
+PIECES = 220  # a second, for all texts together: each takes the interpreter from the engine, and so time from every text
 
 
 class Generation:
@@ -22,7 +23,7 @@ class Generation:
         async with Generation(engine, ids, settings, scope=caller.name) as generation:
             async for came in generation: piece = joined(came)
 
-    The first piece and the last come at once; between them, those of `PACE` seconds travel together.
+    The first piece and the last come at once; between them, those of `pace` seconds travel together.
 
     Raises, on entering:
         Busy: when the queue is full.
@@ -75,8 +76,14 @@ class Generation:
             if came[-1].finish_reason:
                 return
             # The texts of all clients go out on the same beat: the loop wakes once for them. The end is not kept waiting.
+            beat = pace(len(self.engine.scheduler.running))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), PACE - time.monotonic() % PACE)
+                await asyncio.wait_for(self.over.wait(), beat - time.monotonic() % beat)
+
+
+def pace(texts: int) -> float:
+    """Seconds between two pieces of each of so many texts."""
+    return min(SLOWEST, max(PACE, texts / PIECES))
 
 
 def joined(pieces: list[Piece]) -> Piece:
