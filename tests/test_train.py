@@ -567,7 +567,7 @@ def test_the_last_weights_are_the_best_only_by_the_measure_of_the_others(tmp_pat
 
 
 def test_patience_stops_early(tmp_path):
-    task = LineTask(scores=[2.0, 1.0, 3.0, 3.0, 3.0, 3.0])
+    task = LineTask(scores=[2.0, 1.0, 3.0, 3.0, 3.0, 1.0])
     summary = ended(line_trainer(tmp_path, task, max_iters=100, patience=2))
     assert summary["steps"] == 40 and summary["best_step"] == 20
     assert "no better for 2 evaluations" in summary["stop_reason"]
