@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ def test_the_score_does_not_depend_on_the_grouping(corpus, tiny_model, monkeypat
     model = tiny_model()
     before = evaluate(model, corpus, 32, ALONE)
     monkeypatch.setattr(evaluation, "TOKENS", tokens)
-    assert asdict(evaluate(model, corpus, 32, ALONE)) == pytest.approx(asdict(before), rel=1e-6)
+    assert evaluate(model, corpus, 32, ALONE).figures() == pytest.approx(before.figures(), rel=1e-6)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -74,7 +73,7 @@ def test_the_score_does_not_depend_on_the_number_of_ranks(corpus, tiny_model, mo
         part = Part(rank, world, torch.device("cpu"))
         object.__setattr__(part, "said", said)
         last = evaluate(model, corpus, 32, part)
-    assert asdict(last) == pytest.approx(asdict(evaluate(model, corpus, 32, ALONE)), rel=1e-6)
+    assert last.figures() == pytest.approx(evaluate(model, corpus, 32, ALONE).figures(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "byte"])
@@ -97,6 +96,11 @@ def test_bits_per_byte_of_single_bytes_are_the_loss_in_bits(home, tiny_model):
     found = evaluate(tiny_model(), corpus, 32, ALONE)
     assert found.bpb == pytest.approx(found.loss / math.log(2), rel=1e-9)
     assert found.bpb_se == pytest.approx(found.loss_se / math.log(2), rel=1e-9)
+
+
+def test_the_windows_make_up_the_loss(corpus, tiny_model):
+    found = evaluate(tiny_model(), corpus, 32, ALONE)
+    assert len(found.terms) > 1 and found.terms.sum() == pytest.approx(found.loss, rel=1e-9)
 
 
 def test_an_untrained_uniform_model_scores_the_size_of_its_vocabulary(corpus, tiny_model):

@@ -36,6 +36,7 @@ from tests.runs import equal, events, finish, flags, losses, main_here, resume, 
 from tests.test_distributed import torchrun
 from tokenizer import ByteTokenizer
 from training.distributed import Ranks
+from training.evaluate import score
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 210)}
 SHAPE = {"architecture": "modern", "modalities": "image,audio", "n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 96}
@@ -569,6 +570,19 @@ def test_a_short_evaluation_has_rows_of_every_part():
     assert sorted(np.concatenate(task.validation_groups(1.0))) == list(range(len(rows)))
     some = np.concatenate(task.validation_groups(0.1))
     assert np.bincount(part[some]).tolist() == [20, 20, 4]
+
+
+@pytest.mark.parametrize("text", [None, score([(30.0, 10, 40), (10.0, 10, 40)])])
+def test_the_loss_weighs_the_parts_by_their_shares_and_rows_make_it_up(text):
+    """Rows of (part, nats, tokens foreseen, tokens, bytes): two of a part drawn three times as often as the next, and what is held out."""
+    task = MediaTask.__new__(MediaTask)
+    parts = ["speech", "captions", "speech, held out"]
+    task.corpus = SimpleNamespace(val=SimpleNamespace(parts=parts), shares={"speech": 3.0, "captions": 1.0, "stories": 4.0 if text else 0.0})
+    found = task.score([(0, 2.0, 1, 2, 8), (0, 6.0, 1, 2, 8), (1, 12.0, 0, 3, 9), (2, 90.0, 0, 1, 4)], text)
+    answers = (3 * (1.0 + 3.0) / 2 + 1 * 4.0) / 4
+    assert found.loss == pytest.approx((answers + text.loss) / 2 if text else answers)
+    assert found.terms.sum() == pytest.approx(found.loss) and found.terms[3] == 0
+    assert len(found.terms) == 4 + (2 if text else 0)
 
 
 def test_media_are_made_once(data):
