@@ -473,7 +473,7 @@ class Trainer:
     def remember_best(self) -> None:
         """An earlier sitting may have found its last weights to be the best when it ended, after its last checkpoint was written."""
         step, loss = self.files.best_so_far() or (-1, math.inf)
-        if step <= self.progress.step and loss < self.progress.best:
+        if 0 <= step <= self.progress.step:
             self.progress.best_step, self.progress.best = step, loss
 
     def save_last(self) -> None:
@@ -518,7 +518,7 @@ def open_files(folder: Path, ranks: Ranks, fsdp: bool) -> Files:
 
 
 def fit(trainer: Trainer) -> dict[str, Any]:
-    """Runs a trainer to its end and scores the best weights on the whole validation set, in a timed run on the part of it that
+    """Runs a trainer to its end and scores the weights that it keeps on the whole validation set, in a timed run on the part of it that
     `final_score` has time for.
 
     Returns:
@@ -554,7 +554,8 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 def final_score(trainer: Trainer) -> Score:
     """Scores the last weights completely, and the best so far where they may be better. The last are kept as the best unless the others are
     clearly better: what was chosen for the lowest of many scores owes it in part to chance, and the last steps, at small rates, do more than
-    a score of few rows can tell. Of a timed run on a text with much to validate on, a part is scored, of windows that are spread evenly."""
+    a score of few rows can tell. Where patience ended a run before its rates had fallen, the lower loss decides. Of a timed run on a text
+    with much to validate on, a part is scored, of windows that are spread evenly."""
     state, model, limit = trainer.progress, trainer.model, trainer.final_limit()
     if limit:
         n_tokens = trainer.task.evaluation_tokens()
@@ -571,7 +572,8 @@ def final_score(trainer: Trainer) -> Score:
         last = {name: weight.clone() for name, weight in weights(model).items()}
         set_weights(model, held)
         best = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
-        if score.clearly_worse_than(best):
+        early = trainer.config.patience and state.stale >= trainer.config.patience
+        if score.clearly_worse_than(best) or (early and score.loss > best.loss):
             return best
         set_weights(model, last)
     if math.isfinite(score.loss):

@@ -100,7 +100,8 @@ def parted(examples: list[Example], held_out: Callable[[Path], bool]) -> tuple[l
 
 def hearing(folder: Path, time: str) -> dict[str, Any]:
     """A model that has heard the embedded speech and nothing else: its file, and the seconds that it took."""
-    ran = trained(folder, "ears", ["--preset", "multimodal", "--modalities", "audio", "--data", "speech", "--time", time])
+    flags = ["--preset", "multimodal", "--modalities", "audio", "--data", "speech", "--time", time]
+    ran = trained(folder, "ears", flags, LLM_DATA_DIR=str(folder / "cache"))  # nothing made before
     return {"file": folder / "c/ears/best_model.pt", "seconds": ran["seconds"]}
 
 

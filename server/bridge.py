@@ -14,7 +14,7 @@ from inference.engine import Engine
 from inference.request import Piece, Request, Settings
 
 PACE, SLOWEST = 0.03, 0.1  # seconds between two pieces of a text: smooth to the eye, and a fraction of the work of one piece a token
-PIECES = 220  # a second, for all texts together: each takes the interpreter from the engine, and so time from every text
+PIECES = 220  # a second, for all texts together, as long as SLOWEST allows: each takes the interpreter from the engine, and so time from all
 
 
 class Generation:

@@ -372,7 +372,7 @@ def small(words: list[str]) -> list[str]:
     every = ["--save_interval", "4"] if "--save_interval" in words else []
     vocabulary = ["--tokenizer", "bpe", "--vocab_size", "300"] if "--vocab_size" in words else []
     own = ["--data", "rows.jsonl"] if "multimodal" in words and "--data" not in words else []  # the embedded take minutes to make
-    words = ["digits" if word == "speech" else word for word in words]
+    own += ["--data", "digits"] if "--data speech" in " ".join(words) else []  # the last one counts
     tiny = [*(SHALLOW if "--depth" in words else SMALL), *TINY]
     return [*words, *own, *(["--max_iters", "12", "--no-progress"] if again else tiny), *every, *vocabulary]
 

@@ -522,9 +522,37 @@ def test_a_best_that_is_better_row_by_row_stays_however_noisy_the_rows(tmp_path)
     assert (summary["best_step"], summary["val_loss"]) == (10, pytest.approx(3.575))
 
 
-def test_a_loss_that_is_no_number_is_clearly_worse():
-    assert row_by_row(1.0, NAN).clearly_worse_than(row_by_row(9.0, 9.0))
-    assert not row_by_row(1.0, 2.0).clearly_worse_than(row_by_row(1.0, 2.0))
+@pytest.mark.parametrize("worse, better", [
+    ((1.0, NAN), (9.0, 9.0)),  # a loss that is no number
+    ((9.0,), (8.9,)),  # a single window
+    ((1.2, 2.2, 3.1), (1.1, 2.1, 3.1)),
+])  # fmt: skip
+def test_what_is_clearly_worse(worse, better):
+    assert row_by_row(*worse).clearly_worse_than(row_by_row(*better))
+    assert not row_by_row(*better).clearly_worse_than(row_by_row(*worse))
+    assert not row_by_row(*worse).clearly_worse_than(row_by_row(*worse))
+
+
+def test_an_infinite_loss_is_clearly_worse():
+    before = row_by_row(1.0, 2.0)
+    assert dataclasses.replace(before, loss=math.inf).clearly_worse_than(before)
+
+
+def test_where_patience_ends_a_run_the_lower_loss_decides(tmp_path):
+    before, after = row_by_row(1.0, 1.0, 1.0, 1.0), row_by_row(0.9, 0.9, 0.9, 1.5)
+    summary = ended(line_trainer(tmp_path, LineTask(scores=[before, after, after, before]), max_iters=100, patience=1))
+    assert (summary["steps"], summary["best_step"], summary["val_loss"]) == (20, 10, 1.0)
+
+
+def test_a_run_that_goes_on_knows_what_its_end_kept(tmp_path):
+    """The last weights took the place of a best with a lower loss; what is better than they are is saved."""
+    before, after = row_by_row(1.0, 1.0, 1.0, 1.0), row_by_row(0.9, 0.9, 0.9, 1.5)
+    ended(line_trainer(tmp_path, LineTask(scores=[before, after, before]), max_iters=20))
+    trainer = resumed(tmp_path, LineTask(scores=[1.02]), max_iters=40)
+    trainer.remember_best()
+    assert (trainer.progress.best, trainer.progress.best_step) == (pytest.approx(1.05), 20)
+    trainer.run()
+    assert checkpoint.load(tmp_path / "out/a/best_model.pt")["provenance"]["step"] == 30
 
 
 def test_the_moving_average_is_what_is_scored_and_kept(tmp_path):

@@ -45,8 +45,12 @@ class Score:
 
     def clearly_worse_than(self, other: Score) -> bool:
         """Whether the loss is higher by more than the standard error of the difference, window by window: what is hard for one model is
-        hard for the other too, so that their difference is surer than either loss. A loss that is no number is worse than any."""
-        return not self.loss - other.loss <= math.sqrt(np.square(self.terms - other.terms).sum())
+        hard for the other too, so that their difference is surer than either loss. Of a single window nobody knows how sure it is, and
+        every difference counts. A loss that is no finite number is worse than one that is."""
+        if not (math.isfinite(self.loss) and math.isfinite(other.loss)):
+            return math.isfinite(other.loss)
+        error = math.sqrt(np.square(self.terms - other.terms).sum()) if len(self.terms) > 1 else 0.0
+        return self.loss - other.loss > error
 
 
 @torch.no_grad()
