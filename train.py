@@ -397,8 +397,12 @@ class Trainer:
             self.average.swap()
         self.last_score = state.step, score
         self.save_last()
-        if self.config.patience and state.stale >= self.config.patience:
+        if self.out_of_patience():
             self.stop_reason = f"no better for {state.stale} evaluations"
+
+    def out_of_patience(self) -> bool:
+        """Whether as many evaluations as --patience allows came to nothing better."""
+        return 0 < self.config.patience <= self.progress.stale
 
     def write_step(self, share: float, factor: float, norm: float, good: bool, dt: float) -> None:
         state = self.progress
@@ -572,8 +576,7 @@ def final_score(trainer: Trainer) -> Score:
         last = {name: weight.clone() for name, weight in weights(model).items()}
         set_weights(model, held)
         best = trainer.task.evaluate(model, limit=limit, autocast=trainer.autocast())
-        early = trainer.config.patience and state.stale >= trainer.config.patience
-        if score.clearly_worse_than(best) or (early and score.loss > best.loss):
+        if score.clearly_worse_than(best) or (trainer.out_of_patience() and score.loss > best.loss):
             return best
         set_weights(model, last)
     if math.isfinite(score.loss):

@@ -64,7 +64,7 @@ def main() -> None:
         tasks["signs"] = [("image", *parted(photographs, last_block(photographs)))]
     rows, found = [], {}
     with tempfile.TemporaryDirectory() as scratch:
-        ears = hearing(Path(scratch), args.ears_time) if args.ears_time and {"spoken", "folds"} & set(only) else {}
+        ears = hearing(Path(scratch), args.ears_time) if args.ears_time and "folds" in tasks else {}
         for name in only:
             runs = [one(*task, args.time, ears if task[0] == "audio" else {}) for task in tasks[name]]
             found[name] = runs

@@ -171,13 +171,12 @@ class LineTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, limit: int, autocast) -> Score:
+        loss = next(self.scores, None)
+        if isinstance(loss, Score):
+            return loss
         was_training = model.training
         model.eval()
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(10**6))
-        loss = next(self.scores, None)
-        if isinstance(loss, Score):
-            model.train(was_training)
-            return loss
         loss = float(model(x, 0.5 * x.flip(1))) if loss is None else loss
         model.train(was_training)
         return Score(loss, 0.0, 1.0, loss, 0.0, 64, 64)

@@ -606,11 +606,11 @@ def compare_logits(model: GPT, folder: Path) -> str:
     idx = torch.randint(
         model.config.vocab_size, (2, min(64, model.config.block_size)), generator=torch.Generator().manual_seed(0)
     )
-    reader, peer = reads(folder)
-    ours, theirs = model(idx).detach(), peer(idx).detach()
+    ours = model(idx).detach()
     if not ours.isfinite().all():
         raise UserError("the model's logits are not finite: nothing was written. Export an earlier checkpoint, such as a numbered one of its run.")
-    difference = float((ours - theirs).abs().max())
+    reader, peer = reads(folder)
+    difference = float((ours - peer(idx).detach()).abs().max())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported model's logits differ from ours by {difference:g}: nothing was written. Please report this checkpoint."
