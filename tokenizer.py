@@ -122,6 +122,9 @@ class BPETokenizer(Tokenizer):
             mergeable_ranks={piece: rank for rank, piece in enumerate(ranks)},
             special_tokens={EOT: self.eot},
         )
+        # The thread that first cuts a text owns the pattern's memory, and others cut up to twice as slowly while it is at work too. So
+        # let it be this one, which leaves the work to others where there are several.
+        self._bpe.encode_ordinary("It's 42 !\n\n x ")
 
     def encode(self, text: str) -> np.ndarray:
         try:

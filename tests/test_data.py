@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -482,6 +483,15 @@ def test_only_a_group_of_pieces_is_in_memory(sizes):
     groups = list(data.grouped(iter(pieces), characters=2000))
     assert [piece for group in groups for piece in group] == pieces
     assert all(len(group) <= 4 for group in groups)  # however short they are
+
+
+@given(texts=st.lists(TEXTS, max_size=5))
+def test_each_piece_gets_its_own_ids_whichever_thread_made_them(texts):
+    groups = [[("train", text, True) for text in group] for group in texts]
+    tokenizer = ByteTokenizer()
+    with ThreadPoolExecutor(3) as threads:
+        made = list(data.encoding(groups, tokenizer, threads))  # all of them are under way before the first is looked at
+        assert [[tokenizer.decode(ids) for ids in encoded] for _, encoded in made] == texts
 
 
 @pytest.mark.slow
