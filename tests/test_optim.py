@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from model import GPT, Linear
 from training import optim
 from training.optim import Average, Muon, make_optimizers, muon_share, orthogonal, rate
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = ModelConfig(architecture="modern", vocab_size=64, n_layer=2, n_head=2, n_embd=16, block_size=8)
 
 
@@ -128,6 +132,45 @@ class SlowMuon:
             rows, columns = grad.shape
             scale = self.lr * max(1, rows / columns) ** 0.5
             self.matrices[k] = self.matrices[k] * (1 - self.lr * self.decay) - scale * update.float()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_is_torchs(fused):
+    start, found = torch.randn(3, 4), []
+    for kind in (torch.optim.AdamW, optim.AdamW):
+        torch.manual_seed(0)
+        param = nn.Parameter(start.clone())
+        optimizer = kind([param], lr=0.1, fused=fused)
+        for _ in range(3):
+            param.grad = torch.randn(3, 4)
+            optimizer.step()
+        further = kind([param], lr=1.0, fused=fused)
+        further.load_state_dict(optimizer.state_dict())
+        further.step()
+        further.zero_grad()
+        assert param.grad is None
+        assert torch.is_grad_enabled()
+        found.append(param.detach())
+    assert torch.equal(*found)
+
+
+def test_a_step_does_not_import_torchs_compiler():
+    code = """
+import sys, torch
+from config import ModelConfig, TrainConfig
+from model import GPT
+from training.optim import make_optimizers
+config = TrainConfig(learning_rate=0.1)
+model = GPT(ModelConfig(architecture="modern", vocab_size=64, n_layer=1, n_head=2, n_embd=16, block_size=8))
+idx = torch.zeros(1, 8, dtype=torch.long)
+for optimizer in make_optimizers(model, config, "muon", "float32"):
+    model(idx, idx).backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_muon_follows_a_slow_reference():

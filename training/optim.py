@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -23,7 +24,23 @@ NEWTON_SCHULZ = (
 )  # Jordan et al. 2024: coefficients that pull singular values near 1 in five rounds
 
 
-class Muon(torch.optim.Optimizer):
+class Eager(torch.optim.Optimizer):
+    """torch's methods without what guards them from being compiled, which nothing here does: a first call of the guards imports
+    torch's compiler, and that takes as long as the import of torch itself."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Eager, torch.optim.AdamW):
+    """Adam with weight decay beside the gradient (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(Eager):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     For the matrices of the blocks only. A matrix that is several side by side (`weight.parts`) is treated part by part, and
@@ -146,7 +163,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, kind: str, dtype: str
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
+        AdamW(
             groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
             fused=named[0][1].device.type in ("cpu", "cuda", "mps"),  # where torch has such a kernel
         )
