@@ -616,7 +616,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
-    """A preset's values, and over them what was typed.
+    """A preset's values, and over them what was typed. Steps that were typed go before a preset's time as well.
 
     Raises:
         UserError: for a preset that does not exist.
@@ -627,7 +627,8 @@ def settings(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"there is no preset {name!r}{f'; did you mean {near[0]}?' if near else ''} --list_presets shows them: {', '.join(PRESETS)}."
         )
-    return {**PRESETS.get(name, {}), **given}
+    counted = {"time": ""} if "max_iters" in given else {}
+    return {**PRESETS.get(name, {}), **counted, **given}
 
 
 def take(config: type, values: dict[str, Any]) -> Any:

@@ -126,6 +126,14 @@ def test_an_unknown_flag_suggests_the_one_that_was_meant(tmp_path, monkeypatch, 
     assert f"did you mean {meant}?" in refused(tmp_path, monkeypatch, capsys, typed, "3")
 
 
+@pytest.mark.parametrize(
+    ("typed", "time"),
+    [({}, "115s"), ({"max_iters": 5}, ""), ({"max_iters": 5, "time": "1m"}, "1m"), ({"batch_size": 4}, "115s")],
+)
+def test_steps_that_are_asked_for_go_before_a_presets_time(typed, time):
+    assert config.settings({"preset": "quick", **typed})["time"] == time
+
+
 def test_an_unknown_preset_suggests_the_one_that_was_meant(tmp_path, monkeypatch, capsys):
     told = refused(tmp_path, monkeypatch, capsys, "--preset", "quik")
     assert "did you mean quick?" in told and "--list_presets" in told

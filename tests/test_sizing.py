@@ -19,8 +19,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(sizing, "seconds_per_token", lambda config, device: 1e-12 * config.n_layer * config.n_embd**2 * 12)
 
 
-def chosen(budget=600.0, tokens=1e9, depth=0, **how):
-    return sizing.choose(depth, tokens, 2048, budget, CPU, **how)
+def chosen(budget=600.0, tokens=1e9, depth=0, world=1, **given):
+    return sizing.choose(depth, tokens, 2048, budget, CPU, world, given)
 
 
 def test_a_longer_budget_never_gives_a_smaller_model_or_batch():
@@ -55,6 +55,17 @@ def test_a_text_that_is_read_often_is_forgotten_more():
     assert once["weight_decay"] == 0.01 < often["weight_decay"] <= endlessly["weight_decay"] == sizing.MOST_DECAY
 
 
+def test_embeddings_of_runs_want_more_tokens_for_each_weight(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(sizing, "seconds_per_token", lambda config, device: shapes.append(config) or 1e-12 * config.n_layer**3 * 64**2 * 12)
+    without, with_runs = (chosen(600, ngrams=ngrams, ngram_rows=512) for ngrams in (0, 3))
+    assert 0 < with_runs["n_layer"] < without["n_layer"]
+    assert shapes[-1].ngrams == 3 and shapes[-1].ngram_rows == 512  # looking them up is part of a token's time
+    plain, more = (chosen(0, depth=2, ngrams=ngrams) for ngrams in (0, 3))
+    tokens = [each["max_iters"] * each["batch_size"] * each["block_size"] for each in (plain, more)]
+    assert tokens[1] == pytest.approx(sizing.WITH_RUNS * tokens[0], rel=0.01)
+
+
 def test_tokens_seen_again_teach_less_and_less():
     assert sizing.fresh(500, 1000) == 500
     assert 1900 < sizing.fresh(2000, 1000) < 2000
@@ -76,7 +87,7 @@ def test_ranks_can_share_the_batch(world):
 
 
 def test_a_batch_that_was_asked_for_has_its_own_rates_and_steps():
-    own, asked = chosen(depth=3, budget=0), chosen(depth=3, budget=0, rows=8)
+    own, asked = chosen(depth=3, budget=0), chosen(depth=3, budget=0, batch_size=8)
     assert asked["batch_size"] == 8 == 4 * own["batch_size"]
     assert asked["max_iters"] == pytest.approx(own["max_iters"] / 4, rel=0.01)
     assert asked["muon_learning_rate"] == pytest.approx(2 * own["muon_learning_rate"])

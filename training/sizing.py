@@ -4,7 +4,8 @@ The rule, in the order in which it is applied:
 
     shape   depth blocks of width 64 depth, heads of 64 (depth 6 is as wide as `small`, 12 as `medium`, 24 is half as wide again as `large`)
     depth   the largest whose tokens, those of the time or of the text, are `PER_WEIGHT` for each weight of its blocks: beyond that a
-            larger model is trained too little, before it a smaller one learns too little (Hoffmann et al. 2022, arXiv:2203.15556)
+            larger model is trained too little, before it a smaller one learns too little (Hoffmann et al. 2022, arXiv:2203.15556);
+            `WITH_RUNS` times as many where runs of tokens have embeddings of their own
     tokens  seen again, tokens teach less: of a text as many count as `fresh` says (Muennighoff et al. 2023, arXiv:2305.16264)
     batch   grows with the root of the run's tokens (Zhang et al. 2024, arXiv:2410.21676)
     rates   grow with the root of the batch, and a short run of small batches keeps those of the reference: it has few steps; AdamW's falls
@@ -16,6 +17,7 @@ The rule, in the order in which it is applied:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from training import plan
 from training.distributed import Ranks
 
 PER_WEIGHT = 1.5  # tokens for each weight of the blocks: far fewer than large runs get, since small ones wait for calls, not for sums
+WITH_RUNS = 2.0  # times as many where runs of tokens have embeddings, which take over what the blocks would learn
+RUNS = ("ngrams", "ngram_rows")
 AGAIN = 15.0  # epochs after which a text has taught most of what it will (Muennighoff et al. 2023, table 2: 15.4)
 # The run that set the rule, one minute of WikiText-2 on two cores, and the rates that were best for it:
 BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # tokens of a step, tokens in all, width
@@ -39,6 +43,7 @@ OFTEN = 3.0  # readings from which dropout pays
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
 }  # fmt: skip
+NOTHING: Mapping[str, Any] = {}
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner", "head_dim", "n_kv_head")
 
 
@@ -65,8 +70,7 @@ def recipe(given: dict[str, Any]) -> dict[str, Any]:
 def settle(given: dict[str, Any], config: TrainConfig, tokens: float, vocab_size: int, ranks: Ranks) -> dict[str, Any]:
     """The settings of a run on a text of so many tokens, by its budget or its depth; what was typed goes before them."""
     budget = seconds(config.time) if config.time else 0.0
-    own = given.get("block_size", 0), given.get("batch_size", 0)
-    found = choose(config.depth, tokens, vocab_size, budget, ranks.device, ranks.world, *own)
+    found = choose(config.depth, tokens, vocab_size, budget, ranks.device, ranks.world, given)
     return found | {name: value for name, value in given.items() if name not in ("vocab_size", "depth")}
 
 
@@ -97,7 +101,7 @@ def shape(depth: int) -> dict[str, int]:
 
 
 def choose(
-    depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int = 1, block: int = 0, rows: int = 0
+    depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int = 1, given: Mapping[str, Any] = NOTHING
 ) -> dict[str, Any]:
     """Everything that follows from the text, the machine and the budget.
 
@@ -106,29 +110,29 @@ def choose(
         tokens: of the text.
         budget: seconds; 0 where there is none, which needs a depth. Then as many tokens are planned as the depth asks for.
         world: ranks that share the work.
-        block: the context; 0 chooses it too.
-        rows: of a batch; 0 chooses it too.
+        given: what was typed, of which the context, the rows of a batch and the runs of tokens are not chosen, and weigh in.
     """
-    block = block or (256 if tokens < 1e8 else 1024)
-    how = {"architecture": "modern", "vocab_size": vocab_size, "block_size": block}
+    block = given.get("block_size") or (256 if tokens < 1e8 else 1024)
+    how = {"architecture": "modern", "vocab_size": vocab_size, "block_size": block, **{name: given[name] for name in RUNS if name in given}}
+    per_weight = PER_WEIGHT * (WITH_RUNS if given.get("ngrams") else 1)
     speed = {}
 
     def planned(at: int) -> float:
         """The tokens of a run of this depth."""
         if not budget:
-            return PER_WEIGHT * block_weights(at)
+            return per_weight * block_weights(at)
         if at not in speed:
             speed[at] = world / seconds_per_token(ModelConfig(**how, **shape(at)), device)
         return 0.8 * budget * speed[at]  # the rest is start and evaluation
 
     if not depth:
         depth = 1
-        while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= PER_WEIGHT * block_weights(depth + 1):
+        while depth < DEEPEST and fresh(planned(depth + 1), tokens) >= per_weight * block_weights(depth + 1):
             depth += 1
     total = planned(depth)
     epochs = total / tokens
     best_rows = 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))  # what the rule asks for
-    rows = -(-(rows or best_rows) // world) * world  # which the ranks can share
+    rows = -(-(given.get("batch_size") or best_rows) // world) * world  # which the ranks can share
     larger = max(1.0, math.sqrt(best_rows * block / BATCH)) * math.sqrt(rows / best_rows)  # rates go with the root of the batch
     dropped = 0.1 if epochs > OFTEN else 0.0
     found = {
