@@ -55,6 +55,14 @@ def test_a_text_that_is_read_often_is_forgotten_more():
     assert once["weight_decay"] == 0.01 < often["weight_decay"] <= endlessly["weight_decay"] == sizing.MOST_DECAY
 
 
+def test_dropout_comes_slowly_and_not_to_what_is_read_a_few_times():
+    found = [chosen(60, tokens=tokens, depth=2) for tokens in [1e12 / 1.2**step for step in range(120)]]
+    dropped = [each["dropout"] for each in found]
+    assert dropped == sorted(dropped) and dropped[0] == 0 and dropped[-1] == sizing.MOST_DROPOUT
+    assert any(0 < each < sizing.MOST_DROPOUT for each in dropped)
+    assert [each["word_dropout"] for each in found] == dropped
+
+
 def test_embeddings_of_runs_want_more_tokens_for_each_weight(monkeypatch):
     shapes = []
     monkeypatch.setattr(sizing, "seconds_per_token", lambda config, device: shapes.append(config) or 1e-12 * config.n_layer**3 * 64**2 * 12)

@@ -39,7 +39,8 @@ BATCH, TOKENS, WIDTH = 2048, 1e6, 128  # tokens of a step, tokens in all, width
 RATE, MUON_RATE = 1e-2, 0.02
 # Texts that come again, by seven to fifteen readings of one megabyte of WikiText-2:
 DECAY, LEAST_DECAY, MOST_DECAY = 0.02, 0.01, 0.3  # weight decay for each reading, and its bounds
-OFTEN = 3.0  # readings from which dropout pays
+OFTEN = 5.0  # readings beyond which dropout pays, for each by so much more, to a bound: it costs a quarter of the steps
+DROPOUT, MOST_DROPOUT = 0.01, 0.1
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
 }  # fmt: skip
@@ -134,7 +135,7 @@ def choose(
     best_rows = 2 ** round(math.log2(max(1, BATCH * math.sqrt(total / TOKENS) / block)))  # what the rule asks for
     rows = -(-(given.get("batch_size") or best_rows) // world) * world  # which the ranks can share
     larger = max(1.0, math.sqrt(best_rows * block / BATCH)) * math.sqrt(rows / best_rows)  # rates go with the root of the batch
-    dropped = 0.1 if epochs > OFTEN else 0.0
+    dropped = round(min(MOST_DROPOUT, max(0.0, DROPOUT * (epochs - OFTEN))), 2)
     found = {
         **shape(depth), "block_size": block, "batch_size": rows,
         "learning_rate": RATE * larger * math.sqrt(WIDTH / (64 * depth)), "muon_learning_rate": MUON_RATE * larger,
