@@ -232,7 +232,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 import matplotlib
 matplotlib.use("Agg")
-import matplotlib.pyplot, torch.utils.tensorboard
+import matplotlib.pyplot, numpy.random, torch.utils.tensorboard  # what a run loads later on
 begin, held = train.Trainer.begin, []
 def limit(more):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
