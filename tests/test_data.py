@@ -507,7 +507,8 @@ def test_a_text_larger_than_the_limit_is_tokenised_within_it(home, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
 @pytest.mark.parametrize("form", ["rows", "one line"])
 def test_rows_and_a_single_line_stay_within_the_limit_too(home, tmp_path, form):
-    line = json.dumps({"text": "the cat sat on the mat"}) + "\n" if form == "rows" else "日本の猫。"
+    rows = "".join(json.dumps({"text": f"cat {number} sat on the mat"}) + "\n" for number in range(1000))
+    line = rows if form == "rows" else "日本の猫。"
     file = tmp_path / ("a.jsonl" if form == "rows" else "a.txt")
     write_lines(file, 60, line)
     _, growth = grown(home, file, "bpe")
