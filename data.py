@@ -263,8 +263,8 @@ def make(
             file=sys.stderr,
         )
         with ThreadPoolExecutor(os.cpu_count()) as threads, bar:
-            for (group, encoded), _ in itertools.pairwise(itertools.chain(encoding(grouped(read()), tokenizer, threads), [None])):
-                for (name, text, ends), ids in zip(group, encoded, strict=True):  # while the next group is encoded
+            for group, encoded in encoding(grouped(read()), tokenizer, threads):
+                for (name, text, ends), ids in zip(group, encoded, strict=True):
                     n_bytes = len(tokenizers.to_bytes(text))
                     writers[name].write(ids, n_bytes, ends)
                     bar.update(n_bytes)
@@ -292,12 +292,17 @@ def make(
 def encoding(
     groups: Iterable[list[SplitPiece]], tokenizer: Tokenizer, threads: ThreadPoolExecutor
 ) -> Iterator[tuple[list[SplitPiece], Iterator[np.ndarray]]]:
-    """Each group with the ids of its pieces, which the threads are at from the moment that it is given."""
+    """Each group with the ids of its pieces, given when the threads are at the next group already: they never wait for who writes."""
+    before = None
     for group in groups:
         some = max(1, len(group) // 32)  # short documents share a thread's errand
         errands = [group[at : at + some] for at in range(0, len(group), some)]
         ids = threads.map(lambda pieces: [tokenizer.encode(text) for _, text, _ in pieces], errands)
-        yield group, itertools.chain.from_iterable(ids)
+        if before:
+            yield before
+        before = group, itertools.chain.from_iterable(ids)
+    if before:
+        yield before
 
 
 class Writer:

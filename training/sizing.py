@@ -17,7 +17,6 @@ The rule, in the order in which it is applied:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ DROPOUT, MOST_DROPOUT = 0.01, 0.1
 RECIPE = {  # what goes with a size that is chosen here
     "architecture": "modern", "tokenizer": "bpe", "vocab_size": 0, "optimizer": "muon", "schedule": "linear", "final_rate": 0.0,
 }  # fmt: skip
-NOTHING: Mapping[str, Any] = {}
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner", "head_dim", "n_kv_head")
 
 
@@ -102,7 +100,7 @@ def shape(depth: int) -> dict[str, int]:
 
 
 def choose(
-    depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int = 1, given: Mapping[str, Any] = NOTHING
+    depth: int, tokens: float, vocab_size: int, budget: float, device: torch.device, world: int, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that follows from the text, the machine and the budget.
 
