@@ -175,12 +175,13 @@ lock() {
     exec 9<. 8<.
     [ ! -d venv ] || command exec 8<venv/.. || : # another set-up may have cleared it away since; a bare exec would end this one
     "$1" -c 'import fcntl, os
-same = os.path.samestat(os.fstat(9), os.fstat(8))
+same, told = os.path.samestat(os.fstat(9), os.fstat(8)), False
 for folder in [9] if same else [9, 8]:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("Another set-up is at work on this venv/; waiting for it.", flush=True)
+        told or print("Another set-up is at work on this venv/; waiting for it.", flush=True)
+        told = True  # whoever ends lets go of one folder just before the other
         fcntl.flock(folder, fcntl.LOCK_EX)
     except OSError:
         pass  # a file system without locks' 9<&9 8<&8
