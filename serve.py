@@ -69,7 +69,8 @@ def settings(argv: list[str] | None) -> tuple[ServeConfig, bool]:
 
 def serve(config: ServeConfig) -> None:
     """Serves until a signal ends it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn, which has handlers of its own, runs
+    # Until uvicorn runs, which has handlers of its own. An exception could rise in the middle of its event loop's making.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(bind(config.host, config.port))  # before all that takes its time to load
         from server import greeting, logs, metrics_routes
