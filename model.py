@@ -151,6 +151,9 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         n_qk = self.n_head + self.n_kv_head
         heads = self.qkv(x).view(B, T, n_qk + self.n_kv_head, self.head_dim)  # (B, T, Hq + 2 Hk, D)
+        exact = cache is None and slow_in_bfloat16(heads)
+        if exact:
+            heads = heads.float()
         qk, v = heads.split((n_qk, self.n_kv_head), dim=2)  # (B, T, Hq + Hk, D), (B, T, Hk, D)
         if rotary is not None:
             qk = rotate(self.norm(qk), *rotary)
@@ -164,10 +167,7 @@ class Attention(nn.Module):
             # One token may look at the whole cache; torch's is_causal would let it see the first place only.
             "is_causal": self.causal and mask is None and T > 1,
         }  # fmt: skip
-        if cache is None and slow_in_bfloat16(q):
-            with torch.autocast(q.device.type, enabled=False):
-                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how)
-        else:
+        with torch.autocast(q.device.type, enabled=False) if exact else contextlib.nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, **how)  # (B, Hq, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))  # (B, T, C)
 
@@ -310,7 +310,7 @@ class GPT(nn.Module):
                 return token_losses(x.flatten(0, 1), self.head.weight[:V], targets.flatten()).view_as(targets)
         scored = (targets != IGNORE).flatten()
         weights = scored / scored.sum().clamp(min=1)  # (B T)
-        return HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), weights, V)
+        return head_loss(x.flatten(0, 1), self.head.weight, targets.flatten(), weights, V)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None, x: Tensor | None = None) -> Tensor:
         """The residual stream after the last norm, (B, T, C). `x` are embeddings in place of the ids' own, (B, T, C)."""
@@ -419,15 +419,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def slow_in_bfloat16(q: Tensor) -> bool:
-    """Whether torch attends faster in float32, q (B, H, T, D): on a CPU, for short rows of narrow heads. Measured, forward and
+def slow_in_bfloat16(heads: Tensor) -> bool:
+    """Whether torch attends faster in float32, heads (B, T, H, D): on a CPU, for short rows of narrow heads. Measured, forward and
     backward: 3.9 times as fast at T = 64 and D = 32, twice at 256 and 32, but half as fast at 512 and 64."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(-2) * q.size(-1) < 12_000
+    return heads.device.type == "cpu" and heads.dtype == torch.bfloat16 and heads.size(1) * heads.size(3) < 12_000
 
 
 def causal_mask(start: int, T: int, device: torch.device) -> Tensor:
     """True where token start + t may look at token s: (T, start + T)."""
     return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(start)
+
+
+def head_loss(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
+    """The weighted sum of cross-entropies, in nats: x (N, C), head (padded V, C), targets (N), weights (N), 0 where a target is IGNORE."""
+    return HeadLoss.apply(as_autocast(x), head, targets, weights, vocab_size)
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast multiplies in, for where it does not reach: into a `Function`. Not in float16, in which the gradients of
+    single logits vanish before a scaler sees them."""
+    kind = x.device.type
+    lower = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return x.bfloat16() if lower else x
 
 
 class HeadLoss(torch.autograd.Function):
@@ -440,14 +453,14 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
-        """x (N, C), head (padded V, C), targets (N), weights (N), 0 where the target is IGNORE: a scalar."""
+        """As `head_loss`; in x's dtype, sums and exponentials in float32."""
         weight = head[:vocab_size].to(x.dtype)
         total = torch.zeros((), device=x.device)
         needs_x, needs_head = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if needs_x else None
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=x.device) if needs_head else None
-        for rows in chunks(len(x), vocab_size, x.device):
-            logits = logits_of(x[rows], weight)  # (n, V)
+        for rows in chunks(len(x), vocab_size, x):
+            logits = product(x[rows], weight)  # (n, V)
             share = weights[rows]
             index = targets[rows].clamp(min=0)[:, None]
             grad = logits.softmax(-1, dtype=torch.float32)
@@ -459,7 +472,7 @@ class HeadLoss(torch.autograd.Function):
             grad *= share[:, None]  # (n, V): d loss / d logits
             grad = grad.to(x.dtype)
             if needs_x:
-                torch.mm(grad, weight, out=grad_x[rows])
+                grad_x[rows] = product(grad, weight.T)
             if needs_head and x.dtype == torch.float32:
                 grad_head[:vocab_size].addmm_(grad.T, x[rows])
             elif needs_head:
@@ -479,11 +492,12 @@ class HeadLoss(torch.autograd.Function):
         )
 
 
-def logits_of(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, C) and weight (V, C) to (n, V)."""
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (n, C) and weight (V, C) to (n, V), in their own dtype."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled() and onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return x @ weight.T
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ weight.T
 
 
 @functools.cache
@@ -498,16 +512,18 @@ def onednn_is_faster() -> bool:
 
 def token_losses(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """The loss of each row: x (N, C), head (V, C), targets (N) to (N), in nats; 0 where the target is IGNORE."""
+    x = as_autocast(x)
+    head = head.to(x.dtype)
     losses = [
-        F.cross_entropy(logits_of(x[rows], head.to(x.dtype)).float(), targets[rows], ignore_index=IGNORE, reduction="none")
-        for rows in chunks(len(x), len(head), x.device)
+        F.cross_entropy(product(x[rows], head).float(), targets[rows], ignore_index=IGNORE, reduction="none")
+        for rows in chunks(len(x), len(head), x)
     ]
     return torch.cat(losses)
 
 
-def chunks(n: int, vocab_size: int, device: torch.device) -> list[slice]:
-    """Cuts n rows so that one piece of logits stays in the processor's cache (32 MiB), or at 256 MiB on a GPU."""
-    rows = max(64, (2**23 if device.type == "cpu" else 2**26) // vocab_size)
+def chunks(n: int, vocab_size: int, like: Tensor) -> list[slice]:
+    """Cuts n rows so that one piece of logits, of a tensor's kind, stays in the processor's cache (32 MiB), or at 256 MiB on a GPU."""
+    rows = max(64, (2**25 if like.device.type == "cpu" else 2**28) // (vocab_size * like.itemsize))
     return [slice(start, start + rows) for start in range(0, n, rows)]
 
 

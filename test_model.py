@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig, UserError
-from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token, rms_norm, run_hashes
+from model import GPT, IGNORE, HeadLoss, KVCache, build, describe, flops_per_token, product, rms_norm, run_hashes
 
 TINY = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
 
@@ -123,6 +123,25 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(model):
     (loss, rough), (exact_loss, exact) = found
     assert loss == pytest.approx(exact_loss, rel=0.01)
     assert F.cosine_similarity(rough, exact, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(("autocast", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32"), (None, "float32")])
+def test_the_head_multiplies_in_the_dtype_of_autocast(model, monkeypatch, autocast, expected):
+    """But not in float16: a gradient of 1e-9 is nothing there."""
+    seen = set()
+
+    def watched(x, weight):
+        y = product(x, weight)
+        seen.update((x.dtype, weight.dtype, y.dtype))
+        return y
+
+    monkeypatch.setattr("model.product", watched)
+    monkeypatch.setattr("model.onednn_is_faster", lambda: False)  # that path knows nothing of autocast anyway
+    with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
+        loss, each = model(ids(2, 24), ids(2, 24)), model(ids(2, 24), ids(2, 24), reduction="none")
+    assert seen == {getattr(torch, expected)}
+    assert loss.dtype == each.dtype == torch.float32
+    assert float(each.mean()) == pytest.approx(float(loss.detach()), rel=1e-3)
 
 
 def test_confident_logits_keep_their_loss_and_gradient():

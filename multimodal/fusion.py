@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import MediaModelConfig, UserError
-from model import GPT, IGNORE, MODELS, HeadLoss, KVCache, token_losses
+from model import GPT, IGNORE, MODELS, KVCache, head_loss, token_losses
 from multimodal.encoders import (
     AUDIO,
     FRAME_MULTIPLE,
@@ -135,7 +135,7 @@ class MultimodalGPT(GPT):
         x, targets, weights = x[asked], batch.targets[asked], batch.weights[asked]  # (n, C), (n,), (n,)
         if reduction == "none":
             return torch.stack((token_losses(x, self.head.weight[: self.config.vocab_size], targets), self.logits(x).argmax(-1) == targets))
-        loss = HeadLoss.apply(x, self.head.weight, targets, weights / len(batch), self.config.vocab_size)
+        loss = head_loss(x, self.head.weight, targets, weights / len(batch), self.config.vocab_size)
         if seen is not None:
             loss = loss + SEEN_WEIGHT * self.seen_words_loss(batch, seen).sum() / len(batch)
         if heard is not None:

@@ -16,7 +16,7 @@ from tests.runs import SMALL, flags, write_text
 
 
 def test_a_step_of_ours_can_be_measured():
-    asked = argparse.Namespace(micro=4, compile="off", steps=1)
+    asked = argparse.Namespace(micro=4, compile="off", dtype="float32", steps=1)
     found = step.ours(asked, n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=64)
     assert found["micro"] == 4
     assert found["tokens_per_second"] > 0

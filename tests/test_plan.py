@@ -76,14 +76,16 @@ model_config, config = ModelConfig(**{model!r}), TrainConfig(**{train!r})
 process.tune_process(torch.device("cpu"))
 model = GPT(model_config)
 model.checkpoint_activations = config.checkpoint_activations
-optimizers = make_optimizers(model, config, "adamw", "float32")
+optimizers = make_optimizers(model, config, "adamw", config.dtype)
 idx = torch.randint(model_config.vocab_size, (config.micro_batch_size, model_config.block_size))
 for _ in range(2):
-    model(idx, idx).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        loss = model(idx, idx)
+    loss.backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-told = plan.memory(model_config, config, model.parameter_count(), "float32", config.micro_batch_size, "adamw")
+told = plan.memory(model_config, config, model.parameter_count(), config.dtype, config.micro_batch_size, "adamw")
 print(told, calibrate.peak_memory(torch.device("cpu")))
 """
 
@@ -93,13 +95,15 @@ SHAPES = {
         {"architecture": "modern", "n_layer": 6, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": 2048},
         {"micro_batch_size": 16},
     ),
+    "logits": ({"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 512, "vocab_size": 50257}, {"micro_batch_size": 4}),
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_is_estimated_within_two_fifths(tmp_path, shape):
+def test_memory_is_estimated_within_two_fifths(tmp_path, shape, dtype):
     model, train = SHAPES[shape]
-    code = MEASURE.format(root=str(ROOT), model=model, train={"micro_batch_size": 1, **train})
+    code = MEASURE.format(root=str(ROOT), model=model, train={"micro_batch_size": 1, "dtype": dtype, **train})
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), timeout=120
     )

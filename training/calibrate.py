@@ -38,6 +38,7 @@ ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }  # fmt: skip
+STEP = 2  # counted up when a model's step gets faster: what was measured before says nothing about it then
 COMPILE_SECONDS = {"cpu": 20.0, "cuda": 60.0}  # that torch.compile costs the first time, about
 COMPILE_GAIN = {("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least; elsewhere none
 
@@ -129,7 +130,7 @@ def best_dtype(config: ModelConfig, device: torch.device) -> str:
 
 def seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
     """Seconds of forward and backward for each token of a small batch of this model."""
-    what = f"seconds per token {device.type} {dtype} {shape_name(config)}"
+    what = f"seconds per token {device.type} {dtype} {shape_name(config)} {STEP}"
     return float(remembered(what, lambda: measure_seconds_per_token(config, device, dtype)))
 
 
@@ -211,7 +212,7 @@ class Compiling:
 def compiling(config: ModelConfig, device: torch.device, dtype: str, measure: bool = False) -> Compiling:
     """What compiling is worth to this model: as this machine measured it, else a cautious guess. With `measure` a shape that was not
     measured yet is compiled now, which takes as long as compiling does."""
-    what = f"compiling {device.type} {dtype} {shape_name(config)}"
+    what = f"compiling {device.type} {dtype} {shape_name(config)} {STEP}"
     if measure or is_known(what):
         return Compiling(**remembered(what, lambda: measure_compiling(config, device, dtype)), measured=True)
     return Compiling(COMPILE_SECONDS.get(device.type, 60.0), COMPILE_GAIN.get((device.type, config.architecture), 1.0))
@@ -243,8 +244,8 @@ def measure_attention(config: ModelConfig, device: torch.device, dtype: str, T: 
     rows, own = max(1, tokens // T), torch.Generator(device)
 
     def heads(n: int) -> torch.Tensor:
-        x = torch.randn(rows, n, T, config.head_dim, device=device, dtype=DTYPES[dtype], generator=own)
-        return (x.float() if slow_in_bfloat16(x) else x).requires_grad_()
+        x = torch.randn(rows, T, n, config.head_dim, device=device, dtype=DTYPES[dtype], generator=own)
+        return (x.float() if slow_in_bfloat16(x) else x).transpose(1, 2).requires_grad_()  # as a model lays them out
 
     q, k, v = heads(config.n_head), heads(config.n_kv_head), heads(config.n_kv_head)
     how = {"is_causal": True, "enable_gqa": config.n_kv_head != config.n_head, "dropout_p": config.dropout}

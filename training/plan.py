@@ -249,8 +249,10 @@ def memory(
     if train.fsdp:
         weights = weights // world + gathered(config, parameters)
     head = 4 * config.vocab_size * config.n_embd  # the gradient that HeadLoss makes
-    head += 3 * min(2**25, 4 * micro * config.block_size * config.vocab_size)  # about three arrays of one chunk (`model.chunks`, on a CPU)
     tokens = micro * config.block_size
+    logits = tokens * config.vocab_size
+    # about three arrays of one chunk (`model.chunks`, on a CPU); in bfloat16 one has twice as many logits, and two of its arrays are float32
+    head += 5 * min(2**25, 2 * logits) if dtype == "bfloat16" else 3 * min(2**25, 4 * logits)
     q = config.n_head * config.head_dim
     per_layer = (  # numbers that autograd keeps for each token
         4 * config.n_embd + 4 * q + 3 * config.n_inner
