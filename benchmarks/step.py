@@ -5,7 +5,7 @@
 Both sides train the 30 M model (6 layers, 6 heads, 384 wide, block 512, vocabulary 50,257 padded to 50,304) on the same
 random tokens: AdamW, clipping, a batch of 16 sequences. For speed both use the same micro-batch of 4, nanoGPT compiled, each in
 float32 and in bfloat16 (nanoGPT's own loop trains in float32 on a CPU; here its model runs in autocast as well). For memory each
-does the batch of 16 in its own way, in float32: nanoGPT in one piece, ours in the micro-batches it chooses.
+does the batch of 16 in its own way: nanoGPT in one piece, ours in the micro-batches it chooses.
 """
 
 from __future__ import annotations
@@ -50,8 +50,12 @@ def main() -> None:
             speeds[name].append(child([*common, "--micro", "4", *flags])["json"]["tokens_per_second"])
         limits.append(child([*common, "--side", "limit"])["json"]["tokens_per_second"])
     memory = {
-        "ours": child([*common, "--side", "ours", "--compile", "off"])["peak_memory_bytes"],
-        "nanoGPT": child([*common, "--side", "nanogpt", "--micro", "16", "--compile", "off"])["peak_memory_bytes"],
+        name: child([*common, *flags, "--compile", "off"])["peak_memory_bytes"]
+        for name, flags in {
+            "nanoGPT, float32": ["--side", "nanogpt", "--micro", "16"],
+            "ours, float32": ["--side", "ours"],
+            "ours, bfloat16": ["--side", "ours", "--dtype", "bfloat16"],
+        }.items()
     }
     peer, most = median(speeds["nanoGPT, float32"]), median(limits)
     rows = [
@@ -59,8 +63,8 @@ def main() -> None:
     ]
     table(["30 M model, micro-batch 4 × 512", "tokens/s", "of nanoGPT's", "of the float32 matrix rate"], rows)
     print()
-    rows = [[name, f"{size / 1e9:.2f} GB", f"{size / memory['nanoGPT']:.2f}×"] for name, size in memory.items()]
-    table(["a step of batch 16 × 512 in float32, whole process", "peak memory", "ratio"], rows)
+    rows = [[name, f"{size / 1e9:.2f} GB", f"{size / memory['nanoGPT, float32']:.2f}×"] for name, size in memory.items()]
+    table(["a step of batch 16 × 512, whole process", "peak memory", "ratio"], rows)
     finish("step", tokens_per_second=speeds, limit=limits, peak_memory_bytes=memory)
 
 
