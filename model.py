@@ -437,8 +437,8 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_s
 
 
 def as_autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast multiplies in, for where it does not reach: into a `Function`. Not in float16, in which the gradients of
-    single logits vanish before a scaler sees them."""
+    """x in the dtype that autocast multiplies in, for products that it does not reach: those into a given place, and oneDNN's. Not in
+    float16, in which the gradients of single logits vanish before a scaler sees them."""
     kind = x.device.type
     lower = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
     return x.bfloat16() if lower else x
@@ -454,7 +454,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
-        """As `head_loss`; in x's dtype, sums and exponentials in float32."""
+        """As `head_loss`: products in x's dtype, sums and exponentials in float32."""
         weight = head[:vocab_size].to(x.dtype)
         total = torch.zeros((), device=x.device)
         needs_x, needs_head = ctx.needs_input_grad[:2]
@@ -473,7 +473,8 @@ class HeadLoss(torch.autograd.Function):
             grad *= share[:, None]  # (n, V): d loss / d logits
             grad = grad.to(x.dtype)
             if needs_x:
-                grad_x[rows] = product(grad, weight.T)
+                with torch.autocast(x.device.type, enabled=False):  # float16 would do for the logits, but not for these
+                    grad_x[rows] = product(grad, weight.T)
             if needs_head and x.dtype == torch.float32:
                 grad_head[:vocab_size].addmm_(grad.T, x[rows])
             elif needs_head:
@@ -494,11 +495,10 @@ class HeadLoss(torch.autograd.Function):
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, C) and weight (V, C) to (n, V), in their own dtype."""
+    """x (n, C) and weight (V, C) to (n, V)."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled() and onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ weight.T
+    return x @ weight.T
 
 
 @functools.cache
@@ -523,9 +523,14 @@ def token_losses(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 def chunks(n: int, vocab_size: int, like: Tensor) -> list[slice]:
-    """Cuts n rows so that one piece of logits, of a tensor's kind, stays in the processor's cache (32 MiB), or at 256 MiB on a GPU."""
-    rows = max(64, (2**25 if like.device.type == "cpu" else 2**28) // (vocab_size * like.itemsize))
+    """Cuts n rows so that a piece of logits, on the device and in the dtype of `like`, takes no more than `chunk_bytes`."""
+    rows = max(64, chunk_bytes(like.device) // (vocab_size * like.itemsize))
     return [slice(start, start + rows) for start in range(0, n, rows)]
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """32 MiB on a CPU, which its cache may hold; 128 MiB on a GPU."""
+    return 2**25 if device.type == "cpu" else 2**27
 
 
 def trim_vocabulary(model: GPT, state: dict, prefix: str, _metadata: dict) -> None:

@@ -61,7 +61,7 @@ def main() -> None:
     rows = [
         [name, f"{median(each):,.0f}", f"{median(each) / peer:.2f}×", f"{median(each) / most:.0%}"] for name, each in speeds.items()
     ]
-    table(["30 M model, micro-batch 4 × 512", "tokens/s", "of nanoGPT's", "of the float32 matrix rate"], rows)
+    table(["30 M model, micro-batch 4 × 512", "tokens/s", "of nanoGPT's in float32", "of torch's float32 matrix rate"], rows)
     print()
     rows = [[name, f"{size / 1e9:.2f} GB", f"{size / memory['nanoGPT, float32']:.2f}×"] for name, size in memory.items()]
     table(["a step of batch 16 × 512, whole process", "peak memory", "ratio"], rows)

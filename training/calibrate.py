@@ -38,7 +38,7 @@ ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }  # fmt: skip
-STEP = 2  # counted up when a model's step gets faster: what was measured before says nothing about it then
+STEP = 2  # counted up when a model's step, or how it is measured, changes: what was measured before says nothing about it then
 COMPILE_SECONDS = {"cpu": 20.0, "cuda": 60.0}  # that torch.compile costs the first time, about
 COMPILE_GAIN = {("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least; elsewhere none
 
@@ -234,7 +234,7 @@ def attention_speeds(config: ModelConfig, device: torch.device, dtype: str, row_
     so many tokens (to the next multiple of 16), or of a whole block."""
     T = -(-row_tokens // 16) * 16 or config.block_size
     shape = f"{config.n_head} {config.n_kv_head} {T} {config.head_dim} {config.dropout}"
-    what = f"attention {device.type} {dtype} {shape}"
+    what = f"attention {device.type} {dtype} {shape} {STEP}"
     return remembered(what, lambda: measure_attention(config, device, dtype, T))
 
 
@@ -253,16 +253,15 @@ def measure_attention(config: ModelConfig, device: torch.device, dtype: str, T: 
     def work() -> None:
         F.scaled_dot_product_attention(q, k, v, **how).backward(q.detach())
 
-    best = {}
+    best = dict.fromkeys(ATTENTION if device.type in ("cpu", "cuda") else ["math"], math.inf)
     with random_numbers_as_before(device), warnings.catch_warnings(action="ignore"):
-        for name in ATTENTION if device.type in ("cpu", "cuda") else ["math"]:
-            with contextlib.suppress(RuntimeError), sdpa_kernel(ATTENTION[name]):
-                work()  # one that this machine, this dtype or this shape does not have says so
-                best[name] = math.inf
-        for _ in range(4):
-            for name in best:  # in turn: other load meets all
-                with sdpa_kernel(ATTENTION[name]):
-                    best[name] = min(best[name], timed(work, device))
+        for _ in range(5):
+            for name in list(best):  # in turn: other load meets all
+                try:
+                    with sdpa_kernel(ATTENTION[name]):
+                        best[name] = min(best[name], timed(work, device))
+                except RuntimeError:  # not for this machine, this dtype or this shape, or no memory for it
+                    del best[name]
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of what the slowest of them took
     return {name: 1 / seconds for name, seconds in best.items()}
@@ -292,7 +291,7 @@ def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> d
             torch.set_num_threads(most)
         return best
 
-    found = remembered(f"speed by threads {device.type} {dtype} {shape_name(config)}", measure)
+    found = remembered(f"speed by threads {device.type} {dtype} {shape_name(config)} {STEP}", measure)
     return {int(threads): speed for threads, speed in found.items()}
 
 
