@@ -582,7 +582,7 @@ def list_presets() -> int:
         taken = seconds(config.time) if config.time else tokens * plan.flops_per_token(model_config) / rate
         micro = plan.choose_micro_batch(model_config, config, parameters, "float32", config.batch_size, ranks.device)
         shape = f"{model_config.architecture}, {model_config.n_layer} × {model_config.n_embd}, block {model_config.block_size}"
-        room = size(plan.memory(model_config, config, parameters, "float32", micro, "adamw"))
+        room = size(plan.memory(model_config, config, parameters, "float32", micro, "adamw", ranks.device))
         steps = "" if config.time else f"{config.max_iters:,}"
         print(f"{name:<16}{shape:<38}{count(parameters):>11}{room:>10}{steps:>9}{duration(taken):>12}")
     return 0

@@ -87,7 +87,7 @@ def measure(setting: dict[str, int], largest: float) -> dict[str, float] | None:
     train = TrainConfig(batch_size=rows)
     parameters = count_parameters(config)
     device = torch.device("cpu")
-    if parameters > largest or memory(config, train, parameters, "float32", rows, "adamw") > 0.9 * calibrate.free_memory(device):
+    if parameters > largest or memory(config, train, parameters, "float32", rows, "adamw", device) > 0.9 * calibrate.free_memory(device):
         return None
     process.tune_process(device)
     torch.manual_seed(0)

@@ -85,7 +85,7 @@ for _ in range(2):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-told = plan.memory(model_config, config, model.parameter_count(), config.dtype, config.micro_batch_size, "adamw")
+told = plan.memory(model_config, config, model.parameter_count(), config.dtype, config.micro_batch_size, "adamw", torch.device("cpu"))
 print(told, calibrate.peak_memory(torch.device("cpu")))
 """
 
@@ -115,7 +115,7 @@ def test_memory_is_estimated_within_two_fifths(tmp_path, shape, dtype):
 def test_memory_grows_with_what_takes_it():
     def bytes_of(micro=4, train=None, **shape):
         config = ModelConfig(**{"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256, **shape})
-        return plan.memory(config, train or TrainConfig(), plan.count_parameters(config), "float32", micro, "adamw")
+        return plan.memory(config, train or TrainConfig(), plan.count_parameters(config), "float32", micro, "adamw", ONE.device)
 
     base = bytes_of()
     assert bytes_of(micro=8) > base
@@ -299,7 +299,7 @@ def test_attention_is_tried_over_rows_as_long_as_they_are_and_a_near_tie_goes_to
 
 def test_attention_that_keeps_all_pairs_takes_their_memory():
     long = ModelConfig(vocab_size=64, n_layer=3, n_head=4, n_embd=64, block_size=4096)
-    how = (long, TrainConfig(), 10**6, "float32", 2, "adamw", 1)
+    how = (long, TrainConfig(), 10**6, "float32", 2, "adamw", ONE.device, 1)
     more = plan.memory(*how, "math") - plan.memory(*how, "flash")
     assert more == 4 * (2 * 4096) * 3 * 4 * 4096  # bytes, tokens, layers, heads, what each token looks at
 

@@ -38,14 +38,14 @@ ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }  # fmt: skip
-STEP = 2  # counted up when a model's step, or how it is measured, changes: what was measured before says nothing about it then
+VERSION = 2  # of what is measured: counted up when a model's step or its measuring changes, for what was measured before then says nothing
 COMPILE_SECONDS = {"cpu": 20.0, "cuda": 60.0}  # that torch.compile costs the first time, about
 COMPILE_GAIN = {("cpu", "modern"): 1.35, ("cuda", "classic"): 1.4, ("cuda", "modern"): 1.6}  # at least; elsewhere none
 
 
 def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | float | str:
     """A measurement of this machine, made the first time it is asked for."""
-    key, known = f"{machine_name()} | {name}", memories()
+    key, known = key_of(name), memories()
     if key not in known:
         known[key] = measure()
         try:
@@ -60,7 +60,11 @@ def remembered(name: str, measure: Callable[[], dict | float | str]) -> dict | f
 
 def is_known(name: str) -> bool:
     """Whether `remembered` has this measurement already."""
-    return f"{machine_name()} | {name}" in memories()
+    return key_of(name) in memories()
+
+
+def key_of(name: str) -> str:
+    return f"{machine_name()} | {name} | {VERSION}"
 
 
 def memories() -> dict[str, dict | float | str]:
@@ -130,7 +134,7 @@ def best_dtype(config: ModelConfig, device: torch.device) -> str:
 
 def seconds_per_token(config: ModelConfig, device: torch.device, dtype: str) -> float:
     """Seconds of forward and backward for each token of a small batch of this model."""
-    what = f"seconds per token {device.type} {dtype} {shape_name(config)} {STEP}"
+    what = f"seconds per token {device.type} {dtype} {shape_name(config)}"
     return float(remembered(what, lambda: measure_seconds_per_token(config, device, dtype)))
 
 
@@ -212,7 +216,7 @@ class Compiling:
 def compiling(config: ModelConfig, device: torch.device, dtype: str, measure: bool = False) -> Compiling:
     """What compiling is worth to this model: as this machine measured it, else a cautious guess. With `measure` a shape that was not
     measured yet is compiled now, which takes as long as compiling does."""
-    what = f"compiling {device.type} {dtype} {shape_name(config)} {STEP}"
+    what = f"compiling {device.type} {dtype} {shape_name(config)}"
     if measure or is_known(what):
         return Compiling(**remembered(what, lambda: measure_compiling(config, device, dtype)), measured=True)
     return Compiling(COMPILE_SECONDS.get(device.type, 60.0), COMPILE_GAIN.get((device.type, config.architecture), 1.0))
@@ -234,7 +238,7 @@ def attention_speeds(config: ModelConfig, device: torch.device, dtype: str, row_
     so many tokens (to the next multiple of 16), or of a whole block."""
     T = -(-row_tokens // 16) * 16 or config.block_size
     shape = f"{config.n_head} {config.n_kv_head} {T} {config.head_dim} {config.dropout}"
-    what = f"attention {device.type} {dtype} {shape} {STEP}"
+    what = f"attention {device.type} {dtype} {shape}"
     return remembered(what, lambda: measure_attention(config, device, dtype, T))
 
 
@@ -291,7 +295,7 @@ def speed_by_threads(config: ModelConfig, device: torch.device, dtype: str) -> d
             torch.set_num_threads(most)
         return best
 
-    found = remembered(f"speed by threads {device.type} {dtype} {shape_name(config)} {STEP}", measure)
+    found = remembered(f"speed by threads {device.type} {dtype} {shape_name(config)}", measure)
     return {int(threads): speed for threads, speed in found.items()}
 
 

@@ -16,7 +16,6 @@ from training.distributed import Ranks
 from training.optim import MUON_PAYS_BELOW, muon_share
 from training.units import count, duration, size
 
-CPU = torch.device("cpu")
 NEAR_TIE = 1.1  # times as fast is within what other load does to a measurement
 USABLE = 0.8  # of the free memory: `memory` is an estimate
 PROBED_BELOW = 300_000_000  # parameters; a probe of a larger model on a CPU would itself be long, and may not fit one GPU
@@ -102,7 +101,7 @@ def make_plan(
     if compiled and not budget:
         expected = expected / compiling.gain + compiling.seconds
         speed *= compiling.gain
-    needed = memory(model_config, config, parameters, dtype, micro, optimizer, ranks.world, attention, device)
+    needed = memory(model_config, config, parameters, dtype, micro, optimizer, device, ranks.world, attention)
     free = calibrate.free_memory(device)
     whole_gradients = 4 * parameters if config.fsdp and micro < share_of_rank else 0
     fits = needed + whole_gradients < USABLE * free
@@ -164,7 +163,7 @@ def choose_micro_batch(
         for micro in range(1, share + 1)
         if share % micro == 0
         and (device.type != "cpu" or micro * (row_tokens or config.block_size) <= 2048)
-        and memory(config, train, parameters, dtype, micro, "adamw", world, attention, device) < USABLE * free  # the larger of the two optimizers
+        and memory(config, train, parameters, dtype, micro, "adamw", device, world, attention) < USABLE * free  # the larger of the two optimizers
     ]
     return max(fits, default=1)
 
@@ -238,8 +237,8 @@ def gathered(config: ModelConfig, parameters: int) -> int:
 
 
 def memory(
-    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, world: int = 1,
-    attention: str = "flash", device: torch.device = CPU,
+    config: ModelConfig, train: TrainConfig, parameters: int, dtype: str, micro: int, optimizer: str, device: torch.device,
+    world: int = 1, attention: str = "flash",
 ) -> int:  # fmt: skip
     """Bytes of one rank at the peak of a step: weights, gradients, optimizer, activations, one chunk of logits, torch itself.
 
@@ -251,8 +250,8 @@ def memory(
         weights = weights // world + gathered(config, parameters)
     head = 4 * config.vocab_size * config.n_embd  # the gradient that HeadLoss makes
     tokens = micro * config.block_size
-    size, arrays = (2, 5) if dtype == "bfloat16" else (4, 3)  # of the logits of one chunk; where they have 16 bits, some arrays have 32
-    head += arrays * min(chunk_bytes(device), size * tokens * config.vocab_size)
+    bytes_each, arrays = (2, 5) if dtype == "bfloat16" else (4, 3)  # of the logits of one chunk; where they have 16 bits, some arrays have 32
+    head += arrays * min(chunk_bytes(device), bytes_each * tokens * config.vocab_size)
     q = config.n_head * config.head_dim
     per_layer = (  # numbers that autograd keeps for each token
         4 * config.n_embd + 4 * q + 3 * config.n_inner
